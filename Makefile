@@ -1,0 +1,64 @@
+# Clotline. `make help` lists the targets. All that is installed lies in .venv and .triton.
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+DATA ?=
+OUT ?= runs/demo
+PY := .venv/bin/python
+unexport PYTHONPATH
+unexport PYTHONHOME
+
+.PHONY: help install demo test lint pytest format up down status clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+install: .venv/.installed .triton/installed.json ## set up .venv (training, clients) and .triton (the embedded tritonserver)
+	@echo "installed: .venv ($$($(PY) --version)), .triton (tritonserver)"
+
+.venv/.installed: pyproject.toml constraints.txt
+	@echo "installing Clotline and the versions of constraints.txt into .venv (PyTorch is large: this takes minutes)"
+	test -x .venv/bin/python || "$(PYTHON)" -m venv .venv
+	$(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt torch torchvision
+	$(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.triton/installed.json: .venv/.installed serving/server-requirements.txt serving/embedded.py
+	@$(PY) -m serving install
+	touch $@
+
+demo: install ## slides -> training -> export -> parity -> tritonserver -> predictions, report in runs/demo (DATA=DIR for your own slides)
+	@PATH="$$PWD/.venv/bin:$$PATH" $(PY) -m demo --out "$(OUT)" $(if $(DATA),--data "$(DATA)")
+
+test: install lint pytest ## lint, types, and all tests (a real tritonserver is started)
+
+lint: install ## ruff (lint, format), mypy, bandit
+	@echo "lint: ruff, mypy, bandit"
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy slides training exporters serving clients demo
+	$(PY) -m bandit --quiet --recursive slides training exporters serving clients demo --configfile pyproject.toml
+
+pytest: install ## the tests alone (ARGS="-k serving" to choose)
+	@PATH="$$PWD/.venv/bin:$$PATH" $(PY) -m pytest $(ARGS)
+
+format: install ## rewrite the code with ruff
+	@$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+up: install ## serve ./model_repository on ports 8000-8002 until Ctrl-C
+	@$(PY) -m serving up --repository model_repository
+
+down: install ## stop the servers of this checkout
+	@$(PY) -m serving down
+
+status: install ## list the servers of this checkout
+	@$(PY) -m serving status
+
+clean: ## remove runs/, .venv and .triton
+	@test ! -d .triton/run || $(PY) -m serving down || true
+	rm -rf runs .venv .triton
