@@ -1,0 +1,1 @@
+"""Starts, proves and stops Triton Inference Server: `python -m serving install|up|down|status`."""

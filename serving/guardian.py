@@ -1,0 +1,91 @@
+"""python -I serving/guardian.py: runs tritonserver and outlives the launcher only as long as it takes to clean up.
+
+The launcher (`python -m serving up`) holds the guardian's standard input. Its first line is a JSON document:
+`{"argv": [...], "env": {...}, "log": PATH, "instance": ID, "remove": [PATH, ...],
+"remove_directory": PATH}`. After that
+  a line `stop`     stops the server gracefully (SIGTERM, then SIGKILL after `STOP_GRACE_S`);
+  end of file       means that the launcher died, however it died: the server is stopped at once.
+Either way the server's stubs and shared memory are gone when the guardian ends. It answers on standard output with
+one JSON line when the server has started and one when it has ended. It runs in a session of its own, so that Ctrl-C
+in the launcher's terminal reaches the launcher alone. If the guardian itself is killed, the kernel kills tritonserver
+(PR_SET_PDEATHSIG, prctl(2)) and the launcher sweeps up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from processes import sweep  # type: ignore[import-not-found]  # noqa: E402  stands alone: started by its path
+
+STOP_GRACE_S = 20.0
+ORPHAN_GRACE_S = 1.5
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent() -> None:
+    """Run in the child before exec: the kernel kills it when the guardian dies."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def say(message: dict[str, object]) -> None:
+    """One JSON line to the launcher, which may be gone."""
+    with contextlib.suppress(OSError):
+        os.write(1, json.dumps(message).encode() + b"\n")
+
+
+def stop(server: subprocess.Popen[bytes], grace_s: float) -> None:
+    """SIGTERM, and SIGKILL if that is not enough."""
+    with contextlib.suppress(ProcessLookupError):
+        server.terminate()
+    try:
+        server.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        server.kill()
+
+
+def obey(server: subprocess.Popen[bytes]) -> None:
+    """Wait for the launcher's word, or for its end."""
+    line = sys.stdin.readline()
+    stop(server, STOP_GRACE_S if line.strip() == "stop" else ORPHAN_GRACE_S)
+
+
+def main() -> None:
+    """Start the server, wait for its end, clean up."""
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(ignored, signal.SIG_IGN)
+    order = json.loads(sys.stdin.readline())
+    with open(order["log"], "ab") as log:
+        server = subprocess.Popen(  # noqa: S603  the launcher's own argument list, no shell
+            order["argv"],
+            env=order["env"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=die_with_parent,  # noqa: PLW1509  single-threaded here
+            restore_signals=True,
+        )
+    say({"event": "started", "pid": server.pid})
+    threading.Thread(target=obey, args=(server,), daemon=True).start()
+    returncode = server.wait()
+    sweep(order["instance"])
+    shutil.rmtree(order["remove_directory"], ignore_errors=True)
+    for path in order["remove"]:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    say({"event": "ended", "returncode": returncode})
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

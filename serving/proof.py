@@ -1,0 +1,168 @@
+"""What a server must have done before it is called ready.
+
+1. One array of every dtype goes through Triton's Python stub and comes back equal.
+2. Every model of the repository is ready.
+3. A synthetic tile goes through every public ensemble (those with a `clotline_spec`) and comes back as probabilities.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.http as triton
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
+
+from serving.errors import ProofError, StartError
+from serving.tritonserver import ADMIN_HEADER
+from slides.decode import encode_tile
+from slides.spec import ModelSpec
+
+ROUNDTRIP_MODEL = "dtype_roundtrip"
+SPEC_PARAMETER = "clotline_spec"
+DTYPES: dict[str, Any] = {
+    "BOOL": np.bool_, "UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64,
+    "INT8": np.int8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64,
+    "FP16": np.float16, "FP32": np.float32, "FP64": np.float64, "BYTES": np.object_,
+}  # fmt: skip
+POLL_S = 0.05
+REQUEST_TIMEOUT_S = 30.0
+NUMPY_CURE = "Triton's Python stub needs numpy<2: run `python -m serving install --force`."
+
+
+class Prover:
+    """One started server, asked over HTTP. `alive` says whether its process still runs, raising StartError if not."""
+
+    def __init__(self, url: str, admin_token: str, alive: Callable[[], None], log: Path, proof_report: Path) -> None:
+        self.client = triton.InferenceServerClient(
+            url, connection_timeout=REQUEST_TIMEOUT_S, network_timeout=REQUEST_TIMEOUT_S
+        )
+        self.url = url
+        self.headers = {ADMIN_HEADER: admin_token}
+        self.alive = alive
+        self.log = log
+        self.proof_report = proof_report
+
+    def prove(self, deadline_s: float) -> list[str]:
+        """Run all proofs; returns the names of the ready models.
+
+        Raises StartError if a model does not load, ProofError if one answers wrongly.
+        """
+        # tritonserver opens its ports once it has tried to load every model: what is not ready then never will be.
+        self._wait(self._live, deadline_s)
+        self._roundtrip()
+        models = self._ready_models()
+        unloading = threading.Thread(target=self._unload_roundtrip)  # takes a second, the inferences meanwhile
+        unloading.start()
+        try:
+            for name, version in models.items():
+                self._synthetic_inference(name, version)
+        finally:
+            unloading.join()
+        self._wait(self.client.is_server_ready, deadline_s)
+        return sorted(models)
+
+    def _unload_roundtrip(self) -> None:
+        client = triton.InferenceServerClient(self.url, network_timeout=REQUEST_TIMEOUT_S)
+        client.unload_model(ROUNDTRIP_MODEL, headers=self.headers)
+
+    def _wait(self, condition: Callable[[], bool], deadline_s: float) -> None:
+        while not condition():
+            self.alive()
+            if time.monotonic() > deadline_s:
+                raise StartError(f"tritonserver was not ready in time; its log is {self.log}. See --timeout-s.")
+            time.sleep(POLL_S)
+
+    def _live(self) -> bool:
+        try:
+            return bool(self.client.is_server_live())
+        except OSError:
+            return False
+
+    def _index(self) -> list[dict[str, str]]:
+        return list(self.client.get_model_repository_index(headers=self.headers))
+
+    def _ready_models(self) -> dict[str, str]:
+        rows = [row for row in self._index() if row["name"] != ROUNDTRIP_MODEL]
+        ready = {row["name"]: row["version"] for row in rows if row.get("state") == "READY"}
+        broken = {row["name"]: row.get("reason", "") for row in rows if row["name"] not in ready}
+        if broken:
+            causes = [f"  {name}: {reason}" for name, reason in broken.items() if reason]
+            followers = [name for name, reason in broken.items() if not reason]
+            if followers:
+                causes.append(f"  and with them, or for a reason that only the log names: {', '.join(followers)}")
+            raise StartError("these models did not load:\n" + "\n".join(causes) + f"\nThe server's log is {self.log}.")
+        return ready
+
+    def _numpy(self) -> str:
+        try:
+            facts = json.loads(self.proof_report.read_text())
+        except (OSError, ValueError):
+            return "NumPy of unknown version"
+        return f"NumPy {facts['numpy']} (from {facts['numpy_path']})"
+
+    def _roundtrip(self) -> None:
+        state = next(row for row in self._index() if row["name"] == ROUNDTRIP_MODEL)
+        if state["state"] != "READY":
+            reason = state.get("reason", "")
+            cure = f" {NUMPY_CURE}" if "numpy" in reason.lower() else ""
+            raise ProofError(f"Triton's Python backend cannot run a model of Python and NumPy alone: {reason}.{cure}")
+        for name, dtype in DTYPES.items():  # BYTES last: it kills a stub that runs NumPy 2
+            sent = _sample(name, dtype)
+            tensor = triton.InferInput(f"IN_{name}", list(sent.shape), name)
+            tensor.set_data_from_numpy(sent)
+            wanted = [triton.InferRequestedOutput(f"OUT_{name}")]
+            try:
+                got = self.client.infer(ROUNDTRIP_MODEL, [tensor], outputs=wanted).as_numpy(f"OUT_{name}")
+            except InferenceServerException as error:
+                raise ProofError(f"{name} does not pass through the Python stubs, which run {self._numpy()}: {error}. {NUMPY_CURE}") from error
+            if got is None or got.shape != sent.shape or not np.array_equal(got, sent):
+                raise ProofError(
+                    f"the Python stubs, which run {self._numpy()}, return wrong {name} values: sent {sent.tolist()}, "
+                    f"got {None if got is None else got.tolist()}. {NUMPY_CURE}"
+                )
+
+    def _synthetic_inference(self, name: str, version: str) -> None:
+        config = self.client.get_model_config(name, version)
+        parameter = config.get("parameters", {}).get(SPEC_PARAMETER)
+        if parameter is None:
+            return
+        spec = ModelSpec.from_json(parameter["string_value"])
+        data = np.array([[synthetic_tile(spec)]], dtype=np.object_)
+        tensor = triton.InferInput("tile", [1, 1], "BYTES")
+        tensor.set_data_from_numpy(data)
+        try:
+            answer = self.client.infer(name, [tensor])
+        except InferenceServerException as error:
+            raise ProofError(f"{name} is ready but refuses a synthetic tile: {error}") from error
+        got = answer.as_numpy("probabilities")
+        k = len(spec.class_names)
+        if got is None or got.shape != (1, k) or not np.isfinite(got).all() or abs(float(got.sum()) - 1) > 1e-3:
+            raise ProofError(f"{name} answers a synthetic tile with {got} instead of {k} probabilities that sum to 1.")
+
+
+def _sample(name: str, dtype: Any) -> NDArray[Any]:
+    if name == "BYTES":
+        return np.array([b"clot", b"", b"\x00\xff\x7f"], dtype=np.object_)
+    if name == "BOOL":
+        return np.array([True, False, True])
+    if name.startswith("FP"):
+        return np.array([np.finfo(dtype).min, -1.5, 0.1, np.finfo(dtype).max], dtype=dtype)
+    return np.array([np.iinfo(dtype).min, 1, 7, np.iinfo(dtype).max], dtype=dtype)
+
+
+def synthetic_tile(spec: ModelSpec) -> bytes:
+    """A JPEG tile of `spec.tile_size_px` with a pink-violet gradient: no glass, no tissue, always the same."""
+    side = spec.tile_size_px
+    ramp = np.linspace(0, 255, side, dtype=np.float32)
+    tile_HWC = np.empty((side, side, 3), dtype=np.uint8)
+    tile_HWC[..., 0] = 180
+    tile_HWC[..., 1] = (ramp / 2)[None, :]
+    tile_HWC[..., 2] = ramp[:, None]
+    return encode_tile(tile_HWC, spec.jpeg_quality)
