@@ -21,7 +21,9 @@ from serving.launcher import UpOptions, up, up_detached
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    main = argparse.ArgumentParser(prog="python -m serving", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    main = argparse.ArgumentParser(
+        prog="python -m serving", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     commands = main.add_subparsers(dest="command", required=True)
 
     command = commands.add_parser("install", help="put the embedded tritonserver into .triton/")
@@ -30,13 +32,25 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("up", help="start a server, prove it, and wait (Ctrl-C stops it)")
     command.add_argument("--repository", type=Path, required=True, help="Triton model repository")
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    command.add_argument("--http-port", type=int, default=8000, help="0 takes a free one (default %(default)s)")
-    command.add_argument("--grpc-port", type=int, default=8001, help="0 takes a free one (default %(default)s)")
-    command.add_argument("--metrics-port", type=int, default=8002, help="0 takes a free one (default %(default)s)")
+    command.add_argument(
+        "--http-port", type=int, default=8000, help="0 takes a free one (default %(default)s)"
+    )
+    command.add_argument(
+        "--grpc-port", type=int, default=8001, help="0 takes a free one (default %(default)s)"
+    )
+    command.add_argument(
+        "--metrics-port", type=int, default=8002, help="0 takes a free one (default %(default)s)"
+    )
     command.add_argument("--name", help="name of this instance (default: its HTTP port)")
-    command.add_argument("--tritonserver", metavar="PATH", help="this binary instead of PATH, /opt/tritonserver, embedded")
-    command.add_argument("--timeout-s", type=float, default=120.0, help="to be ready within (default %(default)s)")
-    command.add_argument("--detach", action="store_true", help="return once it is ready, leaving it in the background")
+    command.add_argument(
+        "--tritonserver", metavar="PATH", help="this binary instead of PATH, /opt/tritonserver, embedded"
+    )
+    command.add_argument(
+        "--timeout-s", type=float, default=120.0, help="to be ready within (default %(default)s)"
+    )
+    command.add_argument(
+        "--detach", action="store_true", help="return once it is ready, leaving it in the background"
+    )
     command.add_argument("--triton-arg", action="append", default=[], metavar="ARG",
                          help="passed on to tritonserver, e.g. --triton-arg=--log-verbose=1; may be repeated")  # fmt: skip
 
@@ -52,7 +66,10 @@ def run_install(force: bool) -> int:
     """`serving install`."""
     home = triton_home()
     fresh = install(home, force=force)
-    print(f"serving: tritonserver {TRITON_VERSION} {'installed' if fresh else 'is there already'} in {home}", file=sys.stderr)
+    print(
+        f"serving: tritonserver {TRITON_VERSION} {'installed' if fresh else 'is there already'} in {home}",
+        file=sys.stderr,
+    )
     print(json.dumps({"installed": str(home), "fresh": fresh, "version": TRITON_VERSION}))
     return 0
 

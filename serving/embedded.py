@@ -85,10 +85,12 @@ def is_installed(home: Path) -> bool:
 
 def _pip(python: Path | str, *arguments: str) -> None:
     command = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         tail = "\n".join(done.stderr.strip().splitlines()[-6:])
-        raise InstallError(f"pip install {' '.join(arguments)} failed:\n{tail}\nCheck the network and free space, run it again.")
+        raise InstallError(
+            f"pip install {' '.join(arguments)} failed:\n{tail}\nCheck the network and free space, run it again."
+        )
 
 
 def install(home: Path, *, force: bool = False) -> bool:
@@ -109,17 +111,23 @@ def install(home: Path, *, force: bool = False) -> bool:
     marker.unlink(missing_ok=True)
     for directory in (server, python):
         shutil.rmtree(directory, ignore_errors=True)
-    print(f"serving: unpacking {TRITON_WHEEL} (tritonserver {TRITON_VERSION}) into {server}", file=sys.stderr, flush=True)
+    print(
+        f"serving: unpacking {TRITON_WHEEL} (tritonserver {TRITON_VERSION}) into {server}",
+        file=sys.stderr,
+        flush=True,
+    )
     _pip(sys.executable, "--no-deps", "--no-compile", "--target", str(server), TRITON_WHEEL)
     print(f"serving: making the stubs' environment in {python}", file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, "-m", "venv", str(python)], check=True)  # noqa: S603
+    subprocess.run([sys.executable, "-m", "venv", str(python)], check=True)
     _pip(python / "bin" / "python3", "--requirement", str(REQUIREMENTS))
     torch = torch_site_packages()
     appended = [str(CHECKOUT), *([str(torch)] if torch else [])]
     site_packages = python / "lib" / f"python{PYTHON_TAG}" / "site-packages"
     (site_packages / "zz_clotline.pth").write_text("\n".join(appended) + "\n")
     if not server_binary(home).exists():
-        raise InstallError(f"{TRITON_WHEEL} holds no tritonserver at {server_binary(home)}: the wheel has changed.")
+        raise InstallError(
+            f"{TRITON_WHEEL} holds no tritonserver at {server_binary(home)}: the wheel has changed."
+        )
     partial = marker.with_suffix(".partial")
     partial.write_text(json.dumps(_fingerprint(), indent=1))
     partial.replace(marker)

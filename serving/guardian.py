@@ -3,7 +3,7 @@
 The launcher (`python -m serving up`) holds the guardian's standard input. Its first line is a JSON document:
 `{"argv": [...], "env": {...}, "log": PATH, "instance": ID, "remove": [PATH, ...],
 "remove_directory": PATH}`. After that
-  a line `stop`     stops the server gracefully (SIGTERM, then SIGKILL after `STOP_GRACE_S`);
+  a line `stop S`   stops the server gracefully: SIGTERM, then SIGKILL after S seconds;
   end of file       means that the launcher died, however it died: the server is stopped at once.
 Either way the server's stubs and shared memory are gone when the guardian ends. It answers on standard output with
 one JSON line when the server has started and one when it has ended. It runs in a session of its own, so that Ctrl-C
@@ -25,9 +25,8 @@ import threading
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from processes import sweep  # type: ignore[import-not-found]  # noqa: E402  stands alone: started by its path
+from processes import sweep  # type: ignore[import-not-found]
 
-STOP_GRACE_S = 20.0
 ORPHAN_GRACE_S = 1.5
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -57,7 +56,7 @@ def stop(server: subprocess.Popen[bytes], grace_s: float) -> None:
 def obey(server: subprocess.Popen[bytes]) -> None:
     """Wait for the launcher's word, or for its end."""
     line = sys.stdin.readline()
-    stop(server, STOP_GRACE_S if line.strip() == "stop" else ORPHAN_GRACE_S)
+    stop(server, float(line.split()[1]) if line.startswith("stop ") else ORPHAN_GRACE_S)
 
 
 def main() -> None:
@@ -66,13 +65,13 @@ def main() -> None:
         signal.signal(ignored, signal.SIG_IGN)
     order = json.loads(sys.stdin.readline())
     with open(order["log"], "ab") as log:
-        server = subprocess.Popen(  # noqa: S603  the launcher's own argument list, no shell
+        server = subprocess.Popen(
             order["argv"],
             env=order["env"],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            preexec_fn=die_with_parent,  # noqa: PLW1509  single-threaded here
+            preexec_fn=die_with_parent,
             restore_signals=True,
         )
     say({"event": "started", "pid": server.pid})

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from serving.errors import InstanceError
 from serving.processes import processes_of, shared_memory_of, start_time_ticks, sweep
 
+PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+,@=-]+")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,40}")
 
 
@@ -26,6 +28,7 @@ class InstanceState:
     status: str  # starting, ready, stopping
     launcher_pid: int
     launcher_start_ticks: int
+    directory: str
     repository: str
     http: str
     grpc: str
@@ -42,6 +45,21 @@ class InstanceState:
 def run_directory(home: Path) -> Path:
     """Directory of the state files, logs and composed backends."""
     return home / "run"
+
+
+def make_instance_directory(home: Path, instance_id: str) -> Path:
+    """A directory for the links that one server needs, whose path no shell can misread.
+
+    Triton's Python backend starts its stubs through `bash -c` with unquoted paths: a space in the path of the
+    repository or of the backends breaks them. So the server is given links in this directory, which lies below
+    `.triton/run/`, or in the directory for temporary files if that path has such a character itself.
+    """
+    for parent in (run_directory(home), Path(tempfile.gettempdir()), Path("/tmp")):  # noqa: S108
+        if PLAIN_PATH.fullmatch(str(parent)):
+            directory = parent / f"clotline-{instance_id}"
+            directory.mkdir(mode=0o700)
+            return directory
+    raise InstanceError("no directory for temporary files has a path without spaces; set TMPDIR to one.")
 
 
 def state_path(home: Path, name: str) -> Path:
@@ -78,7 +96,7 @@ def instances(home: Path) -> list[InstanceState]:
 def remove_remains(home: Path, state: InstanceState) -> None:
     """Kill and delete what a dead instance left behind, its log excepted."""
     sweep(state.instance_id)
-    shutil.rmtree(run_directory(home) / state.instance_id, ignore_errors=True)
+    shutil.rmtree(state.directory, ignore_errors=True)
     path = state_path(home, state.name)
     try:
         if json.loads(path.read_text()).get("instance_id") == state.instance_id:

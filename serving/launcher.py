@@ -6,7 +6,6 @@ import json
 import os
 import queue
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,19 +18,29 @@ from types import FrameType
 from typing import Any
 
 from serving.errors import InstanceError, PortInUse, ServingError, StartError
-from serving.instances import InstanceState, instances, remove_remains, run_directory, state_path, write_state
+from serving.instances import (
+    InstanceState,
+    instances,
+    make_instance_directory,
+    remove_remains,
+    run_directory,
+    state_path,
+    write_state,
+)
 from serving.processes import INSTANCE_VARIABLE, start_time_ticks
 from serving.repository import check_repository
 from serving.tritonserver import (
     Addresses,
     command_line,
-    compose_backends,
+    compose,
     environment,
     find_tritonserver,
 )
 
 GUARDIAN = Path(__file__).resolve().parent / "guardian.py"
-GUARDIAN_STOP_S = 25.0
+STOP_GRACE_S = 20.0
+STARTING_GRACE_S = 0.5
+CLEANING_S = 5.0
 LOG_TAIL_LINES = 12
 
 
@@ -97,7 +106,7 @@ class Guardian:
     """The child process that runs tritonserver and cleans up after it (serving/guardian.py)."""
 
     def __init__(self, order: dict[str, Any]) -> None:
-        self.process = subprocess.Popen(  # noqa: S603
+        self.process = subprocess.Popen(
             [sys.executable, "-I", str(GUARDIAN)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -106,6 +115,7 @@ class Guardian:
             text=True,
         )
         self.events: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._end: dict[str, Any] | None = None
         self._write(json.dumps(order))
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -121,24 +131,25 @@ class Guardian:
         self.events.put({"event": "ended", "returncode": None})
 
     def ended(self, timeout_s: float | None = 0.0) -> dict[str, Any] | None:
-        """The event of the server's end, if it comes within `timeout_s` (None: for ever)."""
+        """The event of the server's end, if it has come or comes within `timeout_s` (None: for ever)."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
+        while self._end is None:
             try:
                 wait_s = None if deadline is None else max(0.0, deadline - time.monotonic())
                 event = self.events.get(timeout=wait_s) if wait_s != 0 else self.events.get_nowait()
             except queue.Empty:
                 return None
             if event["event"] == "ended":
-                return event
+                self._end = event
+        return self._end
 
-    def stop(self) -> None:
-        """Stop the server gracefully; returns when it and all of its remains are gone."""
+    def stop(self, grace_s: float) -> None:
+        """SIGTERM, SIGKILL after `grace_s`; returns when the server and all of its remains are gone."""
         try:
-            self._write("stop")
+            self._write(f"stop {grace_s}")
         except OSError:
             return
-        if self.ended(GUARDIAN_STOP_S) is None:
+        if self.ended(grace_s + CLEANING_S) is None:
             self.process.kill()
 
 
@@ -156,10 +167,11 @@ def up(options: UpOptions) -> int:
     name = options.name or str(addresses.http_port)
     path = state_path(options.home, name)
     if any(other.name == name for other in living):
-        raise InstanceError(f"a server named {name} is up already; choose another --name, or `serving down --name {name}`.")
+        raise InstanceError(
+            f"a server named {name} is up already; choose another --name, or `serving down --name {name}`."
+        )
     instance_id = f"{os.getpid()}-{secrets.token_hex(3)}"
-    own = run_directory(options.home) / instance_id
-    own.mkdir()
+    own = make_instance_directory(options.home, instance_id)
     log = run_directory(options.home) / f"{name}.log"
     log.write_bytes(b"")
     state = InstanceState(
@@ -168,6 +180,7 @@ def up(options: UpOptions) -> int:
         status="starting",
         launcher_pid=os.getpid(),
         launcher_start_ticks=start_time_ticks(os.getpid()) or 0,
+        directory=str(own),
         repository=str(repository),
         http=f"{options.host}:{addresses.http_port}",
         grpc=f"{options.host}:{addresses.grpc_port}",
@@ -175,17 +188,18 @@ def up(options: UpOptions) -> int:
         log=str(log),
         admin_token=secrets.token_urlsafe(24),
     )
-    print(f"serving: starting {server.origin} tritonserver {server.binary} on {state.http}", file=sys.stderr, flush=True)
+    print(
+        f"serving: starting {server.origin} tritonserver {server.binary} on {state.http}",
+        file=sys.stderr,
+        flush=True,
+    )
     previous = {s: signal.signal(s, _raise_stopped) for s in (signal.SIGINT, signal.SIGTERM)}
     guardian: Guardian | None = None
     try:
         write_state(options.home, state)
-        backends = own / "backends"
-        compose_backends(server, backends)
+        compose(server, repository, own)
         report = own / "proof.json"
-        argv = command_line(
-            server, repository, backends, addresses, instance_id, state.admin_token, options.extra
-        )
+        argv = command_line(server, own, addresses, instance_id, state.admin_token, options.extra)
         guardian = Guardian(
             {
                 "argv": argv,
@@ -203,15 +217,17 @@ def up(options: UpOptions) -> int:
         event = guardian.ended(None)
         raise StartError(f"tritonserver ended by itself ({_how(event)}).\n{_tail(log)}")
     except Stopped as stopped:
-        print(f"serving: stopping {name} ({signal.Signals(stopped.signum).name})", file=sys.stderr, flush=True)
+        print(
+            f"serving: stopping {name} ({signal.Signals(stopped.signum).name})", file=sys.stderr, flush=True
+        )
         return 0 if state.status == "ready" else 130
     finally:
         for signum in previous:
             signal.signal(signum, signal.SIG_IGN)
         if guardian is not None:
-            guardian.stop()
+            # While it loads models tritonserver hears no signal, and has nothing to finish either.
+            guardian.stop(STOP_GRACE_S if state.status == "ready" else STARTING_GRACE_S)
         remove_remains(options.home, state)
-        shutil.rmtree(own, ignore_errors=True)
         for signum, handler in previous.items():
             signal.signal(signum, handler)
 
@@ -222,7 +238,9 @@ def _prove(guardian: Guardian, state: InstanceState, report: Path, deadline_s: f
     def alive() -> None:
         event = guardian.ended()
         if event is not None:
-            raise StartError(f"tritonserver ended during the start ({_how(event)}).\n{_tail(Path(state.log))}")
+            raise StartError(
+                f"tritonserver ended during the start ({_how(event)}).\n{_tail(Path(state.log))}"
+            )
 
     return Prover(state.http, state.admin_token, alive, Path(state.log), report).prove(deadline_s)
 
@@ -245,7 +263,9 @@ def _announce(state: InstanceState, models: list[str], origin: str, ready_s: flo
     for what in ("http", "grpc", "metrics", "log"):
         print(f"  {what:8}{getattr(state, what)}", file=sys.stderr)
     print(f"  {'models':8}{', '.join(models)}", file=sys.stderr)
-    print(f"  stop it with Ctrl-C or: python -m serving down --name {state.name}", file=sys.stderr, flush=True)
+    print(
+        f"  stop it with Ctrl-C or: python -m serving down --name {state.name}", file=sys.stderr, flush=True
+    )
     print(json.dumps(announcement(state, models, origin, ready_s), separators=(",", ":")), flush=True)
 
 
@@ -274,7 +294,7 @@ def up_detached(arguments: list[str], home: Path, timeout_s: float) -> str:
     run_directory(home).mkdir(parents=True, exist_ok=True)
     errors_path = run_directory(home) / f"detached-{os.getpid()}-{secrets.token_hex(3)}.log"
     with errors_path.open("w+") as errors:
-        launcher = subprocess.Popen(  # noqa: S603
+        launcher = subprocess.Popen(
             [sys.executable, "-m", "serving", "up", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -283,7 +303,7 @@ def up_detached(arguments: list[str], home: Path, timeout_s: float) -> str:
             text=True,
         )
         assert launcher.stdout  # noqa: S101  opened above
-        timer = threading.Timer(timeout_s + GUARDIAN_STOP_S, launcher.terminate)
+        timer = threading.Timer(timeout_s + STOP_GRACE_S, launcher.terminate)
         timer.start()
         try:
             line = launcher.stdout.readline()
@@ -299,4 +319,6 @@ def up_detached(arguments: list[str], home: Path, timeout_s: float) -> str:
         print(said, file=sys.stderr, flush=True)
         return line.strip()
     launcher.wait()
-    raise ServingError(said.rpartition("error: ")[2] or f"the launcher ended with exit code {launcher.returncode}.")
+    raise ServingError(
+        said.rpartition("error: ")[2] or f"the launcher ended with exit code {launcher.returncode}."
+    )

@@ -39,7 +39,9 @@ NUMPY_CURE = "Triton's Python stub needs numpy<2: run `python -m serving install
 class Prover:
     """One started server, asked over HTTP. `alive` says whether its process still runs, raising StartError if not."""
 
-    def __init__(self, url: str, admin_token: str, alive: Callable[[], None], log: Path, proof_report: Path) -> None:
+    def __init__(
+        self, url: str, admin_token: str, alive: Callable[[], None], log: Path, proof_report: Path
+    ) -> None:
         self.client = triton.InferenceServerClient(
             url, connection_timeout=REQUEST_TIMEOUT_S, network_timeout=REQUEST_TIMEOUT_S
         )
@@ -54,11 +56,19 @@ class Prover:
 
         Raises StartError if a model does not load, ProofError if one answers wrongly.
         """
+        try:
+            return self._prove(deadline_s)
+        finally:
+            self.client.close()  # an open connection holds up the server's graceful stop
+
+    def _prove(self, deadline_s: float) -> list[str]:
         # tritonserver opens its ports once it has tried to load every model: what is not ready then never will be.
         self._wait(self._live, deadline_s)
         self._roundtrip()
         models = self._ready_models()
-        unloading = threading.Thread(target=self._unload_roundtrip)  # takes a second, the inferences meanwhile
+        unloading = threading.Thread(
+            target=self._unload_roundtrip
+        )  # takes a second, the inferences meanwhile
         unloading.start()
         try:
             for name, version in models.items():
@@ -71,12 +81,15 @@ class Prover:
     def _unload_roundtrip(self) -> None:
         client = triton.InferenceServerClient(self.url, network_timeout=REQUEST_TIMEOUT_S)
         client.unload_model(ROUNDTRIP_MODEL, headers=self.headers)
+        client.close()
 
     def _wait(self, condition: Callable[[], bool], deadline_s: float) -> None:
         while not condition():
             self.alive()
             if time.monotonic() > deadline_s:
-                raise StartError(f"tritonserver was not ready in time; its log is {self.log}. See --timeout-s.")
+                raise StartError(
+                    f"tritonserver was not ready in time; its log is {self.log}. See --timeout-s."
+                )
             time.sleep(POLL_S)
 
     def _live(self) -> bool:
@@ -93,11 +106,15 @@ class Prover:
         ready = {row["name"]: row["version"] for row in rows if row.get("state") == "READY"}
         broken = {row["name"]: row.get("reason", "") for row in rows if row["name"] not in ready}
         if broken:
-            causes = [f"  {name}: {reason}" for name, reason in broken.items() if reason]
+            causes = [f"  {name}: {_told(reason)}" for name, reason in broken.items() if reason]
             followers = [name for name, reason in broken.items() if not reason]
             if followers:
-                causes.append(f"  and with them, or for a reason that only the log names: {', '.join(followers)}")
-            raise StartError("these models did not load:\n" + "\n".join(causes) + f"\nThe server's log is {self.log}.")
+                causes.append(
+                    f"  and with them, or for a reason that only the log names: {', '.join(followers)}"
+                )
+            raise StartError(
+                "these models did not load:\n" + "\n".join(causes) + f"\nThe server's log is {self.log}."
+            )
         return ready
 
     def _numpy(self) -> str:
@@ -112,7 +129,9 @@ class Prover:
         if state["state"] != "READY":
             reason = state.get("reason", "")
             cure = f" {NUMPY_CURE}" if "numpy" in reason.lower() else ""
-            raise ProofError(f"Triton's Python backend cannot run a model of Python and NumPy alone: {reason}.{cure}")
+            raise ProofError(
+                f"Triton's Python backend cannot run a model of Python and NumPy alone: {reason}.{cure}"
+            )
         for name, dtype in DTYPES.items():  # BYTES last: it kills a stub that runs NumPy 2
             sent = _sample(name, dtype)
             tensor = triton.InferInput(f"IN_{name}", list(sent.shape), name)
@@ -120,8 +139,13 @@ class Prover:
             wanted = [triton.InferRequestedOutput(f"OUT_{name}")]
             try:
                 got = self.client.infer(ROUNDTRIP_MODEL, [tensor], outputs=wanted).as_numpy(f"OUT_{name}")
-            except InferenceServerException as error:
-                raise ProofError(f"{name} does not pass through the Python stubs, which run {self._numpy()}: {error}. {NUMPY_CURE}") from error
+            except (
+                InferenceServerException,
+                ValueError,
+            ) as error:  # ValueError: an empty buffer for three elements
+                raise ProofError(
+                    f"{name} does not pass through the Python stubs, which run {self._numpy()}: {error}. {NUMPY_CURE}"
+                ) from error
             if got is None or got.shape != sent.shape or not np.array_equal(got, sent):
                 raise ProofError(
                     f"the Python stubs, which run {self._numpy()}, return wrong {name} values: sent {sent.tolist()}, "
@@ -143,8 +167,22 @@ class Prover:
             raise ProofError(f"{name} is ready but refuses a synthetic tile: {error}") from error
         got = answer.as_numpy("probabilities")
         k = len(spec.class_names)
-        if got is None or got.shape != (1, k) or not np.isfinite(got).all() or abs(float(got.sum()) - 1) > 1e-3:
-            raise ProofError(f"{name} answers a synthetic tile with {got} instead of {k} probabilities that sum to 1.")
+        if (
+            got is None
+            or got.shape != (1, k)
+            or not np.isfinite(got).all()
+            or abs(float(got.sum()) - 1) > 1e-3
+        ):
+            raise ProofError(
+                f"{name} answers a synthetic tile with {got} instead of {k} probabilities that sum to 1."
+            )
+
+
+def _told(reason: str) -> str:
+    """Triton's reason without the wrapping and the Python frames that its stub adds."""
+    return (
+        reason.split("\n\nAt:\n")[0].removeprefix("Internal: ").removeprefix("TritonModelException: ").strip()
+    )
 
 
 def _sample(name: str, dtype: Any) -> NDArray[Any]:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from serving.errors import RepositoryError
 
-HOW_TO_EXPORT = "export one: python -m exporters export runs/x/checkpoint --repository DIR --formats onnx,torchscript"
+HOW_TO_EXPORT = (
+    "export one: python -m exporters export runs/x/checkpoint --repository DIR --formats onnx,torchscript"
+)
 
 
 def check_repository(repository: Path) -> Path:
@@ -31,6 +33,8 @@ def check_repository(repository: Path) -> Path:
     except OSError as error:
         raise RepositoryError(f"model repository {repository} is not readable: {error.strerror}.") from error
     if not configured:
-        found = f"only {', '.join(e.name for e in entries)} without a config.pbtxt" if entries else "no directory"
+        found = (
+            f"only {', '.join(e.name for e in entries)} without a config.pbtxt" if entries else "no directory"
+        )
         raise RepositoryError(f"model repository {repository} holds no model ({found}); {HOW_TO_EXPORT}")
     return repository.resolve()

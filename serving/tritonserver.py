@@ -37,13 +37,17 @@ def find_tritonserver(home: Path, *, binary: str | None = None) -> TritonServer:
 
     Raises ServerNotFound, saying how to install the embedded one.
     """
-    candidates = [binary] if binary else [shutil.which("tritonserver"), str(CONTAINER_ROOT / "bin" / "tritonserver")]
+    candidates = (
+        [binary] if binary else [shutil.which("tritonserver"), str(CONTAINER_ROOT / "bin" / "tritonserver")]
+    )
     for candidate in candidates:
         if candidate and os.access(candidate, os.X_OK):
             path = Path(candidate).resolve()
             return TritonServer(path, path.parent.parent / "backends", None)
     if binary:
-        raise ServerNotFound(f"{binary} is not an executable file; leave --tritonserver out to search for one.")
+        raise ServerNotFound(
+            f"{binary} is not an executable file; leave --tritonserver out to search for one."
+        )
     if is_installed(home):
         path = server_binary(home)
         return TritonServer(path, path.parent.parent / "backends", home)
@@ -53,7 +57,14 @@ def find_tritonserver(home: Path, *, binary: str | None = None) -> TritonServer:
     )
 
 
-def compose_backends(server: TritonServer, directory: Path) -> None:
+def compose(server: TritonServer, repository: Path, directory: Path) -> None:
+    """Put the links of one server into `directory`: `repository`, `proof_models`, and `backends` made to measure."""
+    (directory / "repository").symlink_to(repository)
+    (directory / "proof_models").symlink_to(PROOF_MODELS)
+    _compose_backends(server, directory / "backends")
+
+
+def _compose_backends(server: TritonServer, directory: Path) -> None:
     """Fill `directory` with the native backends, and with ours of the names that have no native one.
 
     Native backends win. The Python backend's stub is the one of the running Python for the embedded server.
@@ -67,9 +78,13 @@ def compose_backends(server: TritonServer, directory: Path) -> None:
             directory.mkdir(parents=True, exist_ok=True)
             (directory / backend.name).symlink_to(backend)
     if server.embedded_home:
-        stub = server.binary.parent.parent / "python_backend_stubs" / PYTHON_TAG / "triton_python_backend_stub"
+        stub = (
+            server.binary.parent.parent / "python_backend_stubs" / PYTHON_TAG / "triton_python_backend_stub"
+        )
         if not stub.exists():
-            raise ServerNotFound(f"the embedded tritonserver has no Python stub for Python {PYTHON_TAG} ({stub}).")
+            raise ServerNotFound(
+                f"the embedded tritonserver has no Python stub for Python {PYTHON_TAG} ({stub})."
+            )
         _place(stub, directory / "python" / stub.name)
     for backend in sorted(PYTHON_BASED_BACKENDS.iterdir()):
         if (backend / "model.py").exists() and not (directory / backend.name).exists():
@@ -118,19 +133,21 @@ class Addresses:
 
 def command_line(
     server: TritonServer,
-    repository: Path,
-    backends: Path,
+    directory: Path,
     addresses: Addresses,
     instance_id: str,
     admin_token: str,
     extra: list[str],
 ) -> list[str]:
-    """Argument list of tritonserver: explicit model control (all models loaded), control APIs behind `admin_token`."""
+    """Argument list of tritonserver over what `compose` put into `directory`.
+
+    Explicit model control with all models loaded; the control API answers only to `admin_token`.
+    """
     return [
         str(server.binary),
-        f"--model-repository={repository}",
-        f"--model-repository={PROOF_MODELS}",
-        f"--backend-directory={backends}",
+        f"--model-repository={directory / 'repository'}",
+        f"--model-repository={directory / 'proof_models'}",
+        f"--backend-directory={directory / 'backends'}",
         "--model-control-mode=explicit",
         "--load-model=*",
         "--exit-on-error=false",

@@ -30,14 +30,20 @@ class TritonPythonModel:
         values = {key: value["string_value"] for key, value in parameters.items()}
         unknown = sorted(set(values) - KNOWN_PARAMETERS)
         if unknown or "input_size_px" not in values:
-            problem = f"unknown parameter {', '.join(unknown)}" if unknown else "parameter input_size_px is missing"
-            raise pb_utils.TritonModelException(f"{args['model_name']}: {problem} (known: {sorted(KNOWN_PARAMETERS)})")
+            problem = (
+                f"unknown parameter {', '.join(unknown)}" if unknown else "parameter input_size_px is missing"
+            )
+            raise pb_utils.TritonModelException(
+                f"{args['model_name']}: {problem} (known: {sorted(KNOWN_PARAMETERS)})"
+            )
         try:
             self.size_px = int(values["input_size_px"])
             self.max_bytes = int(values.get("max_tile_bytes", MAX_TILE_BYTES))
             self.max_pixels = int(values.get("max_tile_pixels", MAX_TILE_PIXELS))
         except ValueError as error:
-            raise pb_utils.TritonModelException(f"{args['model_name']}: parameters must be whole numbers: {error}")
+            raise pb_utils.TritonModelException(
+                f"{args['model_name']}: parameters must be whole numbers: {error}"
+            ) from error
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order."""
@@ -53,5 +59,7 @@ class TritonPythonModel:
                 )
             except TileDecodeError as error:
                 message = f"tile {index} of {len(encoded)}: {error}"
-                return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
+                return pb_utils.InferenceResponse(
+                    error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
+                )
         return pb_utils.InferenceResponse([pb_utils.Tensor("tiles", tiles_NHWC)])

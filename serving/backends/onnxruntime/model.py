@@ -52,7 +52,9 @@ class Settings:
         self.parameters = {k: v["string_value"] for k, v in config.get("parameters", {}).items()}
         optimization = config.get("optimization") or {}
         if optimization.get("execution_accelerators"):
-            self.problems.append("optimization.execution_accelerators is not supported here (native backend only)")
+            self.problems.append(
+                "optimization.execution_accelerators is not supported here (native backend only)"
+            )
         level = str((optimization.get("graph") or {}).get("level") or "") or self.parameters.pop(
             "graph_optimization_level", ""
         )
@@ -75,7 +77,9 @@ class Settings:
         if shrinkage:
             self.run_options.add_run_config_entry(SHRINKAGE, shrinkage)
         if self.parameters:
-            self.problems.append(f"unknown parameter {', '.join(sorted(self.parameters))} (see the backend's docstring)")
+            self.problems.append(
+                f"unknown parameter {', '.join(sorted(self.parameters))} (see the backend's docstring)"
+            )
 
     def _whole(self, name: str, default: int) -> int:
         text = self.parameters.pop(name, str(default)).strip()
@@ -105,11 +109,17 @@ class TritonPythonModel:
             problems.append("instance_group asks for a GPU; this backend runs on the CPU: use KIND_CPU")
         if problems:
             raise refuse(name, "; ".join(problems))
-        path = Path(args["model_repository"], args["model_version"], config.get("default_model_filename") or "model.onnx")
+        path = Path(
+            args["model_repository"],
+            args["model_version"],
+            config.get("default_model_filename") or "model.onnx",
+        )
         if not path.exists():
             raise refuse(name, f"{path} does not exist")
         try:
-            self.session = ort.InferenceSession(str(path), settings.options, providers=["CPUExecutionProvider"])
+            self.session = ort.InferenceSession(
+                str(path), settings.options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise refuse(name, f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
         self.run_options = settings.run_options
@@ -135,9 +145,13 @@ class TritonPythonModel:
                 problems.append(f"the network has no {what} {entry['name']} (it has {', '.join(known)})")
                 continue
             if tensor.type != ONNX_TYPES.get(entry["data_type"]):
-                problems.append(f"{what} {entry['name']} is {entry['data_type']} in config.pbtxt, {tensor.type} in the network")
+                problems.append(
+                    f"{what} {entry['name']} is {entry['data_type']} in config.pbtxt, {tensor.type} in the network"
+                )
             if self.batched and tensor.shape and isinstance(tensor.shape[0], int):
-                problems.append(f"{what} {entry['name']} has a fixed batch of {tensor.shape[0]}: export it with a dynamic batch")
+                problems.append(
+                    f"{what} {entry['name']} has a fixed batch of {tensor.shape[0]}: export it with a dynamic batch"
+                )
         return problems
 
     def execute(self, requests: list[Any]) -> list[Any]:

@@ -61,7 +61,9 @@ class Settings:
             if self._switch(name, False):
                 self.problems.append(f"{name} cannot be true: {reason}")
         if self.parameters:
-            self.problems.append(f"unknown parameter {', '.join(sorted(self.parameters))} (see the backend's docstring)")
+            self.problems.append(
+                f"unknown parameter {', '.join(sorted(self.parameters))} (see the backend's docstring)"
+            )
 
     def _threads(self, name: str) -> int | None:
         text = self.parameters.pop(name, "").strip()
@@ -90,7 +92,9 @@ class Settings:
             torch._C._jit_set_profiling_mode(self.jit_profiling)
         if self.tensor_fuser is not None:
             torch._C._jit_set_texpr_fuser_enabled(self.tensor_fuser)
-        torch.jit.set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 2)])  # batch sizes vary: no recompilation for each
+        torch.jit.set_fusion_strategy(
+            [("STATIC", 0), ("DYNAMIC", 2)]
+        )  # batch sizes vary: no recompilation for each
 
 
 class TritonPythonModel:
@@ -115,7 +119,11 @@ class TritonPythonModel:
         gpu = args["model_instance_kind"] == "GPU"
         if gpu and not torch.cuda.is_available():
             problems.append("instance_group asks for a GPU and torch sees none: use KIND_CPU")
-        path = Path(args["model_repository"], args["model_version"], config.get("default_model_filename") or "model.pt")
+        path = Path(
+            args["model_repository"],
+            args["model_version"],
+            config.get("default_model_filename") or "model.pt",
+        )
         if not path.exists():
             problems.append(f"{path} does not exist")
         if problems:
@@ -132,7 +140,9 @@ class TritonPythonModel:
         self.inputs = self._positions(name, [entry["name"] for entry in config["input"]], arguments)
         self.outputs = self._positions(name, [entry["name"] for entry in config["output"]], None)
         if sorted(self.inputs.values()) != list(range(len(arguments))):
-            raise refuse(name, f"inputs {list(self.inputs)} are not the arguments of forward ({', '.join(arguments)})")
+            raise refuse(
+                name, f"inputs {list(self.inputs)} are not the arguments of forward ({', '.join(arguments)})"
+            )
 
     def _positions(self, model: str, names: list[str], arguments: list[str] | None) -> dict[str, int]:
         positions = {}
@@ -164,7 +174,10 @@ class TritonPythonModel:
                 torch.from_numpy(pb_utils.get_input_tensor_by_name(r, name).as_numpy()) for r in requests
             ]
         arguments = [(torch.cat(parts) if len(parts) > 1 else parts[0]).to(self.device) for parts in columns]
-        with torch.inference_mode(bool(self.settings.inference_mode)), torch.jit.optimized_execution(self.settings.optimized):
+        with (
+            torch.inference_mode(bool(self.settings.inference_mode)),
+            torch.jit.optimized_execution(self.settings.optimized),
+        ):
             results = self.module(*arguments)
         if self.settings.cache_cleaning and self.device.type == "cuda":
             torch.cuda.empty_cache()

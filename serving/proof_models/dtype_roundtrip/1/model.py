@@ -22,7 +22,11 @@ class TritonPythonModel:
         """Write down which NumPy the stubs run with: the launcher names it if the proof fails."""
         report = os.environ.get("CLOTLINE_PROOF_REPORT")
         if report:
-            facts = {"numpy": numpy.__version__, "numpy_path": str(numpy.__path__[0]), "python": sys.version.split()[0]}
+            facts = {
+                "numpy": numpy.__version__,
+                "numpy_path": str(numpy.__path__[0]),
+                "python": sys.version.split()[0],
+            }
             Path(report).write_text(json.dumps(facts))
 
     def execute(self, requests: list[Any]) -> list[Any]:

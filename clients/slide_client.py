@@ -1,0 +1,248 @@
+"""A slide in, a Prediction out, through a Clotline tile classifier on a Triton server.
+
+with SlideClient("localhost:8000") as client:
+    prediction = client.predict("slides/006388_0.tif")
+    print(prediction.label, prediction.confidence)
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.address import parse_address
+from clients.answers import (
+    ModelCard,
+    TileAnswers,
+    check_answers,
+    empty_answers,
+    join_answers,
+    read_model_card,
+)
+from clients.connections import CLOSING_S, Connections, Patience
+from clients.errors import ModelMismatch, ModelNotReady, RequestRefused
+from clients.prediction import Prediction, slide_prediction
+from clients.transport import Transport
+from slides.labels import patient_of
+from slides.reader import open_slide
+from slides.spec import ModelSpec
+from slides.tissue import TileRef, find_tiles, iter_tiles
+
+# Half of Triton's default limit for one HTTP request (64 MiB), so that no batch of large tiles is turned
+# away.
+MAX_REQUEST_BYTES = 32 * 1024 * 1024
+
+
+class SlideClient:
+    """Asks one model on one server. Thread-safe; a context manager.
+
+    Class names, tile size and resolution come from the server (the model's parameter `clotline_spec`), so a
+    client needs to know nothing but the URL.
+
+    Args:
+        url: `host:port`, `http://...`, `https://...`, `grpc://...` or `grpcs://...`.
+        model: name of the tile classifier on the server.
+        timeout_s: deadline of one request, its retries included.
+        concurrency: requests under way at once, each on a connection and thread of its own.
+        batch: tiles a request; at most (and by default) what the model takes.
+        retries: further attempts after a broken connection or a busy server, with growing pauses.
+
+    Raises:
+        AddressError: a URL that names no server.
+        ValueError: an impossible number.
+    """
+
+    def __init__(
+        self,
+        url: str = "localhost:8000",
+        *,
+        model: str = "tile_classifier",
+        timeout_s: float = 30.0,
+        concurrency: int = 2,
+        batch: int | None = None,
+        retries: int = 3,
+    ) -> None:
+        for name, value in (("concurrency", concurrency), ("batch", batch)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, not {value!r}")
+        self.address = parse_address(url)
+        self.model = model
+        self._concurrency = concurrency
+        self._batch = batch
+        self._card: ModelCard | None = None
+        self._connections = Connections(self.address, size=concurrency, patience=Patience(timeout_s, retries))
+
+    def __enter__(self) -> SlideClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an error, or Ctrl-C, nobody wants to wait for the calls that are still under way.
+        self._connections.close(wait_s=0.0 if error else CLOSING_S)
+
+    def close(self) -> None:
+        """Close the connections; the client cannot be used afterwards."""
+        self._connections.close()
+
+    @property
+    def card(self) -> ModelCard:
+        """What the server says of the model; asked once and again when another version answers.
+
+        Raises:
+            ServerUnreachable, ServerBusy, DeadlineExceeded, ModelNotReady, RequestRefused, ServerFault: no
+                answer.
+            ModelMismatch: the model is no tile classifier.
+        """
+        if self._card is None:
+            self._card = self._ask_card()
+        return self._card
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's specification, from the server; raises what `card` raises."""
+        return self.card.spec
+
+    def classify(self, tiles: Sequence[bytes]) -> TileAnswers:
+        """Classify encoded tiles (JPEG or PNG).
+
+        Returns:
+            TileAnswers for N tiles in the order given; N may be 0.
+
+        Raises:
+            RequestRefused: the server took a tile for no image, too large, ...; its message says which.
+            AnswerError: the answer cannot be.
+            ClientError: no answer; see clients.errors.
+        """
+        return self._ask(lambda spec: tiles)[1]
+
+    def classify_tiles(self, tiles: Sequence[bytes]) -> NDArray[np.float32]:
+        """Probabilities float32 [N, K] of N encoded tiles, a column for each of `spec.class_names`; raises as
+        `classify` does."""
+        return self.classify(tiles).probabilities_NK
+
+    def predict(
+        self, path: Path | str, *, um_per_px: float | None = None, patient_id: str | None = None
+    ) -> Prediction:
+        """Find tissue on the slide, send its tiles, average the answers. Tiles are cut while earlier ones are
+        under way.
+
+        Args:
+            path: a slide file that `slides.reader.open_slide` reads.
+            um_per_px: level-0 resolution, for slides that do not state theirs (it wins over what they state).
+            patient_id: the slide's patient; by default read from its name (`<patient>_<number>`).
+
+        Raises:
+            slides.errors.SlidesError: the slide cannot be read, has no tissue, or does not state its
+            resolution.
+            ClientError: no answer, or one that cannot be; see clients.errors.
+        """
+        path = Path(path)
+        self.card  # noqa: B018 (a server that is not there is told before a slide is read)
+        with open_slide(path, um_per_px=um_per_px) as slide:
+            refs: list[TileRef] = []
+
+            def cut(spec: ModelSpec) -> Iterator[bytes]:
+                refs[:] = find_tiles(slide, spec)
+                for _, data in iter_tiles(slide, spec, refs):
+                    yield data
+
+            card, answers = self._ask(cut)
+            return slide_prediction(
+                refs,
+                answers.probabilities_NK,
+                card.spec.class_names,
+                image_id=path.stem,
+                patient_id=patient_of(path.stem) if patient_id is None else patient_id,
+                model=self.model,
+                model_version=card.version,
+                slide_size_px=slide.size_px,
+                um_per_px=float(slide.um_per_px or 0),
+            )
+
+    def _ask(self, cut: Callable[[ModelSpec], Iterable[bytes]]) -> tuple[ModelCard, TileAnswers]:
+        """Send the tiles that `cut` makes for the model's specification.
+
+        When another version answers than the one whose specification is known, a release took place: ask for
+        the specification, cut and send anew, once.
+        """
+        for _ in range(2):
+            card = self.card
+            try:
+                return card, self._send(cut(card.spec), card)
+            except _VersionChanged as change:
+                self._card = None
+                answered = str(change)
+        raise ModelMismatch(
+            f"{self.address}, model {self.model!r}: version {card.version} was asked, {answered} answered, "
+            "twice; releases take place right now, try again later"
+        )
+
+    def _send(self, tiles: Iterable[bytes], card: ModelCard) -> TileAnswers:
+        source = f"{self.address}, model {self.model!r}"
+        size = min(self._batch or card.max_batch, card.max_batch)
+        waiting: collections.deque[Future[TileAnswers]] = collections.deque()
+        parts = [empty_answers(len(card.spec.class_names))]
+
+        def infer(first: int, batch: list[bytes], transport: Transport, timeout_s: float) -> TileAnswers:
+            try:
+                raw = transport.infer(self.model, batch, timeout_s)
+            except RequestRefused as error:  # the server counts within the request, the caller over all tiles
+                among = f"{error} (the request held tiles {first} to {first + len(batch) - 1})"
+                raise RequestRefused(among, status=error.status) from error
+            if raw.version != card.version:
+                raise _VersionChanged(raw.version)
+            return check_answers(
+                raw.outputs, tile_count=len(batch), class_count=len(card.spec.class_names), source=source
+            )
+
+        sent = 0
+        try:
+            for batch in batches(tiles, size, MAX_REQUEST_BYTES):
+                if len(waiting) > self._concurrency:  # one more than can be under way: memory stays bounded
+                    parts.append(waiting.popleft().result())
+                waiting.append(self._connections.submit(functools.partial(infer, sent, batch)))
+                sent += len(batch)
+            while waiting:
+                parts.append(waiting.popleft().result())
+        finally:
+            for future in waiting:
+                future.cancel()
+        return join_answers(parts)
+
+    def _ask_card(self) -> ModelCard:
+        def ask(transport: Transport, timeout_s: float) -> ModelCard:
+            versions = transport.model_versions(self.model, timeout_s)
+            if not versions:
+                raise ModelNotReady(f"{self.address}, model {self.model!r}: no version of it is loaded")
+            version = max(versions, key=int)
+            return read_model_card(
+                self.model, version, transport.model_config(self.model, version, timeout_s)
+            )
+
+        return self._connections.submit(ask).result()
+
+
+def batches(tiles: Iterable[bytes], size: int, max_bytes: int) -> Iterator[list[bytes]]:
+    """Tiles in lists of at most `size` tiles and `max_bytes` bytes; a tile beyond that travels alone."""
+    batch: list[bytes] = []
+    held_bytes = 0
+    for data in tiles:
+        if batch and (len(batch) == size or held_bytes + len(data) > max_bytes):
+            yield batch
+            batch, held_bytes = [], 0
+        batch.append(data)
+        held_bytes += len(data)
+    if batch:
+        yield batch
+
+
+class _VersionChanged(Exception):
+    """Another version answered than the one whose specification is known."""

@@ -1,0 +1,271 @@
+"""One connection to Triton: tritonclient's HTTP and gRPC clients behind one small interface, and their errors
+as ours.
+
+A transport belongs to the thread that made it: tritonclient's HTTP client is not thread-safe (gevent), so it
+    is
+created, used and closed by one thread. gRPC's is thread-safe and simply treated alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.address import Address
+from clients.answers import INPUT, OUTPUTS
+from clients.errors import (
+    ClientError,
+    DeadlineExceeded,
+    ModelNotReady,
+    RequestRefused,
+    ServerBusy,
+    ServerFault,
+    ServerUnreachable,
+)
+
+CONNECT_TIMEOUT_S = 5.0
+MAX_MESSAGE_BYTES = 2**31 - 1  # gRPC's own bound; Triton's HTTP server takes 64 MiB a request by default
+_BUSY = {"429", "502", "503", "504", "UNAVAILABLE"}
+_REFUSED = {
+    "INVALID_ARGUMENT",
+    "UNAUTHENTICATED",
+    "PERMISSION_DENIED",
+    "UNIMPLEMENTED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ALREADY_EXISTS",
+    "OUT_OF_RANGE",
+}
+_NOT_READY = re.compile(r"unknown model|is not ready|not at ready state|no available versions", re.IGNORECASE)
+_NO_CONNECTION = re.compile(
+    r"failed to connect|connection (refused|reset)|socket closed|GOAWAY|DNS|broken pipe", re.IGNORECASE
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RawAnswer:
+    """A response as it came: output name -> array (None where absent), and the model version that
+    answered."""
+
+    outputs: Mapping[str, NDArray[Any] | None]
+    version: str
+
+
+class Transport(Protocol):
+    """What a client needs of a server. Every call gets the seconds it may take and raises errors of ours."""
+
+    def model_versions(self, model: str, timeout_s: float) -> list[str]: ...
+
+    def model_config(self, model: str, version: str, timeout_s: float) -> dict[str, Any]: ...
+
+    def infer(self, model: str, tiles: Sequence[bytes], timeout_s: float) -> RawAnswer: ...
+
+    def close(self) -> None: ...
+
+
+def open_transport(address: Address) -> Transport:
+    """A transport for the calling thread; connects on the first call."""
+    return HttpTransport(address) if address.protocol == "http" else GrpcTransport(address)
+
+
+def error_of(message: str, status: str | None, *, model: str, address: Address) -> ClientError:
+    """The error of ours for what a server (or a gateway) answered.
+
+    Args:
+        message: the server's own words.
+        status: an HTTP status ("400") or a gRPC code ("StatusCode.INVALID_ARGUMENT"); None if the client
+            library itself refused.
+
+    Source: Triton maps its error codes to HTTP 400, 404, 500, 503 and to gRPC codes of the same meaning
+    (server/src/http_server.cc `HttpCodeFromError`, server/src/grpc/grpc_utils.h `GrpcStatusUtil`).
+    """
+    code = (status or "").removeprefix("StatusCode.")
+    where = f"{address}, model {model!r}"
+    if code in ("404", "NOT_FOUND") or _NOT_READY.search(message):
+        return ModelNotReady(
+            f"{where}: {message}; is the name as in the server's repository, and did the model load? (The "
+            "server's log says why one did not.)",
+            status=status,
+        )
+    if code == "DEADLINE_EXCEEDED":
+        return DeadlineExceeded(
+            f"{where}: no answer in time; raise timeout_s or send smaller batches", status=status
+        )
+    if code == "UNAVAILABLE" and _NO_CONNECTION.search(message):
+        return unreachable(address, message, status=status)
+    if code in _BUSY:
+        return ServerBusy(
+            f"{where}: busy: {message}; try again later or with less concurrency", status=status
+        )
+    if not code or code in _REFUSED or re.fullmatch("4..", code):
+        return RequestRefused(f"{where}: refused: {message}", status=status)
+    return ServerFault(f"{where}: failed: {message}; the server's log says more", status=status)
+
+
+def unreachable(address: Address, reason: object, *, status: str | None = None) -> ServerUnreachable:
+    """The error for a connection that cannot be made or that broke."""
+    other = (
+        "gRPC address, which starts with grpc://"
+        if address.protocol == "http"
+        else "HTTP address, http://host:8000"
+    )
+    return ServerUnreachable(
+        f"{address}: no connection ({reason}). Is the server up (`python -m serving status`), is the port "
+        f"right, or is this the port of the other protocol (a {other})?",
+        status=status,
+    )
+
+
+def _tile_array(tiles: Sequence[bytes]) -> NDArray[np.object_]:
+    """Encoded tiles as the BYTES tensor [N, 1]."""
+    tiles_N1 = np.empty((len(tiles), 1), dtype=np.object_)
+    # One by one: as a list, NumPy would make them fixed-width strings that lose their trailing zero bytes.
+    for row, data in enumerate(tiles):
+        tiles_N1[row, 0] = data
+    return tiles_N1
+
+
+class HttpTransport:
+    """tritonclient.http with a deadline over the whole call, which it has not by itself."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._client: Any = None
+
+    def model_versions(self, model: str, timeout_s: float) -> list[str]:
+        metadata = self._call(model, timeout_s, lambda client: client.get_model_metadata(model))
+        return [str(version) for version in metadata.get("versions", [])]
+
+    def model_config(self, model: str, version: str, timeout_s: float) -> dict[str, Any]:
+        return dict(self._call(model, timeout_s, lambda client: client.get_model_config(model, version)))
+
+    def infer(self, model: str, tiles: Sequence[bytes], timeout_s: float) -> RawAnswer:
+        import tritonclient.http as triton
+
+        tensor = triton.InferInput(INPUT, [len(tiles), 1], "BYTES")
+        tensor.set_data_from_numpy(_tile_array(tiles))
+        wanted = [triton.InferRequestedOutput(name) for name in OUTPUTS]
+        result = self._call(model, timeout_s, lambda client: client.infer(model, [tensor], outputs=wanted))
+        version = str(result.get_response().get("model_version", ""))
+        return RawAnswer({name: result.as_numpy(name) for name in OUTPUTS}, version)
+
+    def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            import gevent
+
+            client.close()
+            gevent.get_hub().destroy(
+                destroy_loop=True
+            )  # this thread's event loop; it would keep two descriptors
+
+    def _call(self, model: str, timeout_s: float, ask: Any) -> Any:
+        import gevent
+        import gevent.ssl
+        import tritonclient.http as triton
+        from geventhttpclient.response import HTTPParseError
+        from tritonclient.utils import InferenceServerException
+
+        if self._client is None:
+            self._client = triton.InferenceServerClient(
+                self._address.authority,
+                connection_timeout=CONNECT_TIMEOUT_S,
+                network_timeout=None,
+                ssl=self._address.secure,
+                ssl_context_factory=gevent.ssl.create_default_context if self._address.secure else None,
+            )
+        try:
+            with gevent.Timeout(timeout_s):
+                return ask(self._client)
+        except InferenceServerException as error:
+            raise error_of(
+                str(error.message()), error.status(), model=model, address=self._address
+            ) from error
+        except gevent.Timeout:
+            self._forget()
+            raise DeadlineExceeded(
+                f"{self._address}, model {model!r}: no answer within {timeout_s:.3g} s; raise timeout_s "
+                "or send smaller batches"
+            ) from None
+        except (OSError, HTTPParseError, ValueError) as error:  # ValueError: an answer that is no JSON
+            self._forget()
+            raise unreachable(self._address, error) from error
+
+    def _forget(self) -> None:
+        """Drop a connection that is in an unknown state; the next call makes a new one."""
+        client, self._client = self._client, None
+        client.close()
+
+
+class GrpcTransport:
+    """tritonclient.grpc with a deadline on every call, which it has not by default."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._client: Any = None
+
+    def model_versions(self, model: str, timeout_s: float) -> list[str]:
+        ask = self._connected().get_model_metadata
+        try:
+            metadata = ask(model, as_json=True, client_timeout=timeout_s)
+        except Exception as error:
+            self._raise(error, model)
+        return [str(version) for version in metadata.get("versions", [])]
+
+    def model_config(self, model: str, version: str, timeout_s: float) -> dict[str, Any]:
+        ask = self._connected().get_model_config
+        try:
+            return dict(ask(model, version, as_json=True, client_timeout=timeout_s).get("config", {}))
+        except Exception as error:
+            self._raise(error, model)
+
+    def infer(self, model: str, tiles: Sequence[bytes], timeout_s: float) -> RawAnswer:
+        import tritonclient.grpc as triton
+
+        tensor = triton.InferInput(INPUT, [len(tiles), 1], "BYTES")
+        tensor.set_data_from_numpy(_tile_array(tiles))
+        wanted = [triton.InferRequestedOutput(name) for name in OUTPUTS]
+        try:
+            result = self._connected().infer(model, [tensor], outputs=wanted, client_timeout=timeout_s)
+        except Exception as error:
+            self._raise(error, model)
+        return RawAnswer(
+            {name: result.as_numpy(name) for name in OUTPUTS}, result.get_response().model_version
+        )
+
+    def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _connected(self) -> Any:
+        if self._client is None:
+            import tritonclient.grpc as triton
+
+            options = [
+                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                # A refused connection is tried anew by our own retries; gRPC's back-off of a second and more
+                # would fail them all without asking the server.
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.min_reconnect_backoff_ms", round(1000 * CONNECT_TIMEOUT_S)),  # for one attempt
+                ("grpc.max_reconnect_backoff_ms", 1000),
+            ]
+            if self._address.is_loopback:
+                options.append(("grpc.enable_http_proxy", 0))
+            self._client = triton.InferenceServerClient(
+                self._address.authority, ssl=self._address.secure, channel_args=options
+            )
+        return self._client
+
+    def _raise(self, error: Exception, model: str) -> NoReturn:
+        from tritonclient.utils import InferenceServerException
+
+        if not isinstance(error, InferenceServerException):
+            raise error
+        raise error_of(str(error.message()), error.status(), model=model, address=self._address) from error

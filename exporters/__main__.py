@@ -1,0 +1,134 @@
+"""python -m exporters export CHECKPOINT --repository DIR --formats onnx,torchscript
+
+Writes a checkpoint into a Triton model repository: a network a format, the preprocess model, and the ensembles
+`tile_classifier` (of the first format) and `tile_classifier_<format>` (of each further one). Every network is compared
+with PyTorch on real tiles first; on any failure nothing is published. Exit code: 0 published; 1 not published, because
+an artefact or the disk failed; 2 not published, because the request cannot be fulfilled; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporters.errors import ExportError, FormatError, GoldenTilesError
+from exporters.formats import FORMATS
+from training.errors import TrainingError
+
+if TYPE_CHECKING:
+    from exporters.release import Release
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parsed = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    started_s = time.monotonic()
+    try:
+        release = _export(parsed)
+    except KeyboardInterrupt:
+        print("interrupted; nothing was published", file=sys.stderr)
+        return 130
+    except (FormatError, GoldenTilesError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ExportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name, exported in release.formats.items():
+        measured = exported.parity
+        print(
+            f"{name}: {', '.join(exported.classifiers)} -> {exported.model} version {release.version}, "
+            f"{exported.artifact_bytes / 1e6:.1f} MB, differs from PyTorch by at most {measured.max_abs_diff:.2g} on "
+            f"{measured.tiles} tiles at batch {', '.join(map(str, measured.batches))}",
+            file=sys.stderr,
+        )
+    print(
+        json.dumps(_summary(release, time.monotonic() - started_s), separators=(",", ":"), ensure_ascii=False)
+    )
+    return 0
+
+
+def _export(parsed: argparse.Namespace) -> Release:
+    # Imported here: torch takes seconds, and --help and bad usage need none of it.
+    from exporters.release import ServingOptions, export_checkpoint
+
+    return export_checkpoint(
+        parsed.checkpoint,
+        parsed.repository,
+        [name.strip() for name in parsed.formats.split(",") if name.strip()],
+        ServingOptions(parsed.max_batch, parsed.instances, parsed.instance_kind, parsed.versions_loaded),
+        tiles_dir=parsed.tiles,
+    )
+
+
+def _summary(release: Release, wall_s: float) -> dict[str, Any]:
+    return {
+        "repository": str(release.repository),
+        "version": release.version,
+        "models": list(release.models),
+        "formats": {
+            name: {
+                "model": exported.model,
+                "classifiers": list(exported.classifiers),
+                "bytes": exported.artifact_bytes,
+                "sha256": exported.artifact_sha256,
+                **dataclasses.asdict(exported.parity),
+            }
+            for name, exported in release.formats.items()
+        },
+        "wall_s": round(wall_s, 2),
+    }
+
+
+def _terminate(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m exporters", description=__doc__.partition("\n\n")[2])
+    export = parser.add_subparsers(dest="command", required=True, metavar="COMMAND").add_parser(
+        "export",
+        help="write a checkpoint into a Triton model repository",
+        description=__doc__.partition("\n\n")[2],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="directory that training wrote")
+    export.add_argument(
+        "--repository", type=Path, required=True, metavar="DIR", help="Triton model repository"
+    )
+    export.add_argument(
+        "--formats", default="onnx", metavar="LIST", help=f"comma-separated, of: {', '.join(FORMATS)}"
+    )
+    export.add_argument("--max-batch", type=int, default=8, metavar="N", help="most tiles in one execution")
+    export.add_argument(
+        "--instances", type=int, default=2, metavar="N", help="executions of a model at the same time"
+    )
+    export.add_argument(
+        "--instance-kind",
+        default="cpu",
+        metavar="KIND",
+        help="where networks run: cpu, gpu or auto (the server decides)",
+    )
+    export.add_argument(
+        "--versions-loaded",
+        type=int,
+        default=1,
+        metavar="N",
+        help="newest versions of a network that the server loads; 2 for a release without downtime, at twice the memory",
+    )
+    export.add_argument(
+        "--tiles", type=Path, metavar="DIR", help="tiles to compare on, not the checkpoint's golden tiles"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

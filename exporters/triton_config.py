@@ -1,0 +1,226 @@
+"""Configurations (``config.pbtxt``) of the Triton models that Clotline publishes.
+
+They are built with Triton's own protobuf, ``ModelConfig`` of ``tritonclient.grpc.model_config_pb2``
+(https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto), written with
+protobuf's text format, and read back with it. Models::
+
+    tile_preprocess          tile   BYTES [N,1]      -> tiles  UINT8 [N,S,S,3] (RGB)
+    tile_network_<format>    tiles  UINT8 [N,S,S,3]  -> probabilities FP32 [N,K], confidence FP32 [N,1],
+                                                        label_index INT64 [N,1]
+    tile_classifier[_<format>]   the ensemble of the two, pinned to one version of each
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as triton
+
+from exporters.errors import RepositoryError
+
+CONFIG_FILENAME = "config.pbtxt"
+LABELS_FILENAME = "labels.txt"
+PREPROCESS_MODEL = "tile_preprocess"
+CLASSIFIER_MODEL = "tile_classifier"
+NETWORK_PREFIX = "tile_network_"
+
+OUTPUTS = ("probabilities", "confidence", "label_index")
+"""Names of the answer's tensors, in the order in which the served network returns them."""
+
+ModelConfig = triton.ModelConfig
+
+INSTANCE_KINDS = MappingProxyType(
+    {
+        "cpu": triton.ModelInstanceGroup.KIND_CPU,
+        "gpu": triton.ModelInstanceGroup.KIND_GPU,
+        "auto": triton.ModelInstanceGroup.KIND_AUTO,
+    }
+)
+"""Where a network runs: on the CPU, where the parity gate ran it; on every GPU; or as the server finds."""
+
+
+@dataclass(frozen=True)
+class NetworkTensors:
+    """Names under which a backend knows the network's tensors: one input, and OUTPUTS in their order."""
+
+    input: str
+    outputs: tuple[str, str, str]
+
+
+def preprocess_config(
+    *, input_size_px: int, max_batch: int, instances: int, max_tile_bytes: int, max_tile_pixels: int
+) -> triton.ModelConfig:
+    """Configuration of the Python model that decodes and resizes encoded tiles.
+
+    Args:
+        input_size_px: side S of the decoded tile, pixels.
+        max_batch: most tiles in one execution.
+        instances: processes that decode at the same time (the model runs on the CPU wherever it is served).
+        max_tile_bytes: an encoded tile with more bytes is refused.
+        max_tile_pixels: a tile whose header announces more pixels is refused.
+    """
+    config = triton.ModelConfig(name=PREPROCESS_MODEL, backend="python", max_batch_size=max_batch)
+    config.input.add(name="tile", data_type=triton.TYPE_STRING, dims=[1])
+    config.output.add(name="tiles", data_type=triton.TYPE_UINT8, dims=[input_size_px, input_size_px, 3])
+    config.instance_group.add(count=instances, kind=triton.ModelInstanceGroup.KIND_CPU)
+    config.dynamic_batching.SetInParent()
+    _set_parameters(
+        config,
+        {
+            "input_size_px": str(input_size_px),
+            "max_tile_bytes": str(max_tile_bytes),
+            "max_tile_pixels": str(max_tile_pixels),
+        },
+    )
+    return config
+
+
+def network_config(
+    name: str,
+    *,
+    backend: str,
+    artifact_filename: str,
+    tensors: NetworkTensors,
+    parameters: Mapping[str, str],
+    input_size_px: int,
+    classes: int,
+    max_batch: int,
+    instances: int,
+    instance_kind: str,
+    versions_loaded: int,
+) -> triton.ModelConfig:
+    """Configuration of a network for the native or a Python-based backend of that name.
+
+    Args:
+        name: the model's name, ``tile_network_<format>``.
+        backend: ``onnxruntime`` or ``pytorch``.
+        artifact_filename: file in the version directory.
+        tensors: names of the tensors as the backend expects them.
+        parameters: the backend's own documented parameters.
+        input_size_px: side S of the network's input, pixels.
+        classes: number K of classes.
+        max_batch: most tiles in one execution.
+        instances: executions at the same time, on each device.
+        instance_kind: one of INSTANCE_KINDS.
+        versions_loaded: newest versions that the server loads. 2 lets an ensemble that is pinned to the version before go on answering
+            while a new version is brought in; 1 where the versions differ in shape.
+    """
+    config = triton.ModelConfig(
+        name=name, backend=backend, max_batch_size=max_batch, default_model_filename=artifact_filename
+    )
+    config.version_policy.latest.num_versions = versions_loaded
+    config.input.add(name=tensors.input, data_type=triton.TYPE_UINT8, dims=[input_size_px, input_size_px, 3])
+    _add_outputs(config, tensors.outputs, classes)
+    config.instance_group.add(count=instances, kind=INSTANCE_KINDS[instance_kind])
+    config.dynamic_batching.SetInParent()
+    for batch in sorted({1, max_batch}):
+        warmup = config.model_warmup.add(name=f"batch_{batch}", batch_size=batch)
+        tiles = warmup.inputs[tensors.input]
+        tiles.data_type = triton.TYPE_UINT8
+        tiles.dims.extend([input_size_px, input_size_px, 3])
+        tiles.zero_data = True
+    _set_parameters(config, parameters)
+    return config
+
+
+def classifier_config(
+    name: str,
+    *,
+    network: triton.ModelConfig,
+    tensors: NetworkTensors,
+    network_version: int,
+    preprocess_version: int,
+    parameters: Mapping[str, str],
+) -> triton.ModelConfig:
+    """Configuration of the ensemble ``tile -> tile_preprocess -> network -> OUTPUTS``.
+
+    Both steps are pinned to a version: an unpinned ensemble can mix versions, or go down, while a
+    composing model is loaded.
+
+    Args:
+        name: ``tile_classifier`` or ``tile_classifier_<format>``.
+        network: configuration of the network that answers; its batch limit and classes are taken over.
+        tensors: names of that network's tensors.
+        network_version: version of the network that answers.
+        preprocess_version: version of ``tile_preprocess``.
+        parameters: what clients may read from the model's configuration.
+    """
+    config = triton.ModelConfig(name=name, platform="ensemble", max_batch_size=network.max_batch_size)
+    config.input.add(name="tile", data_type=triton.TYPE_STRING, dims=[1])
+    _add_outputs(config, OUTPUTS, network.output[0].dims[0])
+    decode = config.ensemble_scheduling.step.add(
+        model_name=PREPROCESS_MODEL, model_version=preprocess_version
+    )
+    decode.input_map["tile"] = "tile"
+    decode.output_map["tiles"] = "tiles"
+    classify = config.ensemble_scheduling.step.add(model_name=network.name, model_version=network_version)
+    classify.input_map[tensors.input] = "tiles"
+    for theirs, ours in zip(tensors.outputs, OUTPUTS, strict=True):
+        classify.output_map[theirs] = ours
+    _set_parameters(config, parameters)
+    return config
+
+
+def to_text(config: triton.ModelConfig) -> str:
+    """The configuration as ``config.pbtxt``, read back and compared.
+
+    Raises:
+        RepositoryError: what was written does not read back as the same configuration.
+    """
+    text = f"# Generated by `python -m exporters export`; do not edit.\n{text_format.MessageToString(config)}"
+    if from_text(text, origin=f"the generated configuration of {config.name}") != config:
+        raise RepositoryError(
+            f"The configuration of {config.name} does not read back as it was built. Check that tritonclient "
+            "and protobuf are of the versions pinned by Clotline."
+        )
+    return text
+
+
+def from_text(text: str, *, origin: str) -> triton.ModelConfig:
+    """Read a ``config.pbtxt``.
+
+    Args:
+        text: content of the file.
+        origin: where it came from, for the error.
+
+    Raises:
+        RepositoryError: the text is no ModelConfig.
+    """
+    try:
+        return text_format.Parse(text, triton.ModelConfig())
+    except text_format.ParseError as error:
+        raise RepositoryError(
+            f"{origin} is not a Triton model configuration: {error}. Repair or delete it, then export again."
+        ) from error
+
+
+def labels_text(class_names: Sequence[str]) -> str:
+    """Content of ``labels.txt``: a class a line, in the order of the probabilities.
+
+    Raises:
+        RepositoryError: a name holds a line break, which the file cannot express.
+    """
+    for class_name in class_names:
+        if len(class_name.splitlines()) != 1:
+            raise RepositoryError(
+                f"The class name {class_name!r} holds a line break; Triton's label file has a class a line. "
+                "Rename the class and train again."
+            )
+    return "".join(f"{class_name}\n" for class_name in class_names)
+
+
+def _add_outputs(config: triton.ModelConfig, names: Sequence[str], classes: int) -> None:
+    probabilities, confidence, label_index = names
+    config.output.add(
+        name=probabilities, data_type=triton.TYPE_FP32, dims=[classes], label_filename=LABELS_FILENAME
+    )
+    config.output.add(name=confidence, data_type=triton.TYPE_FP32, dims=[1])
+    config.output.add(name=label_index, data_type=triton.TYPE_INT64, dims=[1])
+
+
+def _set_parameters(config: triton.ModelConfig, parameters: Mapping[str, str]) -> None:
+    for key, value in parameters.items():
+        config.parameters[key].string_value = value

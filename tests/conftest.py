@@ -1,0 +1,119 @@
+"""Parts that several packages' tests share: an exported repository on a real tritonserver, and the BCCD tile set."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.bccd_tiles import BCCD_DIR, make_bccd_tiles
+
+
+def run_module(*arguments: str | Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+    """`python -m ...` of this interpreter, with its output."""
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+@dataclass(frozen=True)
+class ServedRepository:
+    """A real tritonserver that serves what was exported from a real checkpoint."""
+
+    http_url: str
+    grpc_url: str
+    metrics_url: str
+    checkpoint: Path
+    repository: Path
+
+
+def serve(checkpoint: Path, repository: Path) -> Iterator[ServedRepository]:
+    """Export the checkpoint as ONNX and TorchScript into the repository and serve it until the generator is closed."""
+    exported = run_module(
+        "exporters", "export", checkpoint, "--repository", repository, "--formats", "onnx,torchscript"
+    )
+    assert exported.returncode == 0, exported.stderr
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "serving", "up", "--repository", str(repository), *ports],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert launcher.stdout
+        line = launcher.stdout.readline()
+        assert line, "serving up failed: see its error above"
+        said = json.loads(line)
+        yield ServedRepository(said["http"], said["grpc"], said["metrics"], checkpoint, repository)
+    finally:
+        launcher.send_signal(signal.SIGTERM)
+        launcher.wait(40)
+
+
+@pytest.fixture(scope="session")
+def untrained_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real checkpoint of an untrained ResNet-18 for 256 px tiles at 0.5 um/px."""
+    import torch
+
+    from slides.decode import decode_tile, encode_tile
+    from slides.spec import ModelSpec
+    from training import checkpoint, network
+
+    spec = ModelSpec(
+        class_names=("CE", "LAA"),
+        tile_size_px=256,
+        um_per_px=0.5,
+        input_size_px=128,
+        tiles_per_slide=12,
+        min_tissue_share=0.5,
+    )
+    torch.manual_seed(5)
+    model = network.build("resnet18", spec).eval()
+    rng = np.random.default_rng(5)
+    golden = []
+    for number in range(16):
+        blotches = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        data = encode_tile(np.kron(blotches, np.ones((16, 16, 1), np.uint8)), spec.jpeg_quality)
+        with torch.inference_mode():
+            tile_1HWC = torch.from_numpy(decode_tile(data, spec.input_size_px))[None]
+            answer = torch.softmax(model(tile_1HWC), dim=1)[0]
+        golden.append(
+            checkpoint.GoldenTile(
+                image_id=f"p{number}_0",
+                label=spec.class_names[number % 2],
+                data=data,
+                probabilities=tuple(map(float, answer)),
+            )
+        )
+    return checkpoint.save(
+        tmp_path_factory.mktemp("untrained") / "checkpoint",
+        model,
+        spec,
+        architecture="resnet18",
+        metrics={"tile_accuracy": 0.5},
+        data={"fingerprint": "0" * 64, "slides": 16, "patients": 16, "held_out_patients": []},
+        golden_tiles=golden,
+    )
+
+
+@pytest.fixture(scope="session")
+def served_repository(
+    untrained_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServedRepository]:
+    """`untrained_checkpoint`, exported into a repository whose path has a space, on a real tritonserver."""
+    yield from serve(untrained_checkpoint, tmp_path_factory.mktemp("model repository") / "models")
+
+
+@pytest.fixture(scope="session")
+def bccd_tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The BCCD crops (WBC against RBC) in the layout that training reads."""
+    if not BCCD_DIR.is_dir():
+        pytest.skip(f"the BCCD photographs are not at {os.path.relpath(BCCD_DIR)}")
+    return make_bccd_tiles(tmp_path_factory.mktemp("bccd"))

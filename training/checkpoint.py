@@ -1,0 +1,299 @@
+"""Checkpoints: a directory that rebuilds a trained network with nothing else.
+
+checkpoint.json     the manifest: format, architecture, spec, scores, data, versions, recipe, SHA-256 of the weights
+model.safetensors   the weights, FP32
+golden_tiles/       held-out tiles as they travel; what is exported or served later is compared on them
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from slides.decode import decode_tile
+from slides.errors import SlidesError
+from slides.spec import ModelSpec
+from training import network
+from training.errors import ArchitectureError, CheckpointError, CheckpointVersionError, OutputExistsError
+
+FORMAT = "clotline.checkpoint"
+VERSION = 1
+MANIFEST_NAME = "checkpoint.json"
+WEIGHTS_NAME = "model.safetensors"
+_PNG_SIGNATURE = b"\x89PNG"
+_REQUIRED = {
+    "architecture": str,
+    "spec": dict,
+    "metrics": dict,
+    "data": dict,
+    "weights_sha256": str,
+    "weights_bytes": int,
+    "golden_tiles": list,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class GoldenTile:
+    """A held-out tile that travels with the checkpoint.
+
+    Attributes:
+        data: the encoded tile, JPEG or PNG.
+        label: its true class.
+        probabilities: what the trained network answered, one FP32 value a class.
+    """
+
+    image_id: str
+    label: str
+    data: bytes
+    probabilities: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+        model: in evaluation mode on the device asked for.
+        manifest: checkpoint.json as it is.
+    """
+
+    model: network.TileNetwork
+    spec: ModelSpec
+    manifest: dict[str, Any]
+    golden_tiles: tuple[GoldenTile, ...]
+
+
+def save(
+    directory: Path | str,
+    model: network.TileNetwork,
+    spec: ModelSpec,
+    *,
+    architecture: str,
+    metrics: Mapping[str, float],
+    data: Mapping[str, Any],
+    golden_tiles: Sequence[GoldenTile],
+    about: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a checkpoint aside, read it back, and rename it into place.
+
+    Args:
+        directory: does not exist yet, unless `overwrite`.
+        metrics: scores on held-out data.
+        data: what was learnt from: fingerprint, slides, patients, held_out_patients.
+        about: further entries of the manifest (recipe, git_commit, versions, created_utc).
+
+    Raises:
+        OutputExistsError: `directory` exists and `overwrite` is False.
+        CheckpointError: the directory cannot be written, or what was written does not load.
+    """
+    directory = Path(directory)
+    refuse_existing(directory, overwrite=overwrite)
+    weights = safetensors.torch.save(
+        {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    )
+    golden = [
+        {
+            "file": f"golden_tiles/{number:04d}{'.png' if tile.data.startswith(_PNG_SIGNATURE) else '.jpg'}",
+            "image_id": tile.image_id,
+            "label": tile.label,
+            "probabilities": list(tile.probabilities),
+        }
+        for number, tile in enumerate(golden_tiles)
+    ]
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "architecture": architecture,
+        "spec": spec.as_dict(),
+        "metrics": dict(metrics),
+        "data": dict(data),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "weights_bytes": len(weights),
+        "golden_tiles": golden,
+        **(about or {}),
+    }
+    try:
+        with replacing(directory) as staged:
+            (staged / "golden_tiles").mkdir()
+            for entry, tile in zip(golden, golden_tiles, strict=True):
+                _write_synced(staged / str(entry["file"]), tile.data)
+            _write_synced(staged / WEIGHTS_NAME, weights)
+            text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+            _write_synced(staged / MANIFEST_NAME, text.encode())
+            load(staged)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {directory} cannot be written: {error}; nothing was left behind"
+        ) from error
+    return directory
+
+
+def refuse_existing(directory: Path, *, overwrite: bool) -> None:
+    """Raise OutputExistsError if `directory` exists and must not be replaced."""
+    if directory.exists() and not overwrite:
+        raise OutputExistsError(
+            f"{directory} exists already; give another directory, or --overwrite to replace it"
+        )
+
+
+@contextlib.contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """An empty directory beside `directory` that takes its place when the block ends well, and goes away otherwise."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{directory.name}.partial-", dir=directory.parent))
+    try:
+        staged.chmod(0o755)
+        yield staged
+        old = staged.with_name(staged.name.replace(".partial-", ".old-"))
+        if directory.exists():
+            directory.rename(old)
+        try:
+            staged.rename(directory)
+        except OSError:
+            if old.exists():
+                old.rename(directory)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def load(directory: Path | str, device: str | torch.device = "cpu") -> Checkpoint:
+    """Rebuild the network of a checkpoint.
+
+    Raises:
+        CheckpointVersionError: the manifest is of another format or version.
+        CheckpointError: a file is missing, truncated or altered, the manifest is incomplete, or the weights are not
+            of the architecture that it names.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    weights = _read(directory, WEIGHTS_NAME)
+    if len(weights) != manifest["weights_bytes"]:
+        raise CheckpointError(
+            f"{directory / WEIGHTS_NAME} has {len(weights)} bytes, {manifest['weights_bytes']} were written: it is "
+            "truncated or of another checkpoint; copy the checkpoint again"
+        )
+    sha256 = hashlib.sha256(weights).hexdigest()
+    if sha256 != manifest["weights_sha256"]:
+        raise CheckpointError(
+            f"{directory / WEIGHTS_NAME} has SHA-256 {sha256}, the manifest says {manifest['weights_sha256']}: it was "
+            "altered or is of another checkpoint; copy the checkpoint again"
+        )
+    architecture = manifest["architecture"]
+    try:
+        spec = ModelSpec.from_dict(manifest["spec"])
+        model = network.build(architecture, spec)
+        state = safetensors.torch.load(weights)
+    except (SlidesError, ArchitectureError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {directory}: {error}") from error
+    _load_state(model, state, directory, architecture)
+    return Checkpoint(model.to(device).eval(), spec, manifest, _read_golden_tiles(directory, manifest, spec))
+
+
+def read_manifest(directory: Path | str) -> dict[str, Any]:
+    """checkpoint.json, checked for format, version and the entries that `load` needs; raises as `load`."""
+    directory = Path(directory)
+    path = directory / MANIFEST_NAME
+    try:
+        manifest = json.loads(_read(directory, MANIFEST_NAME))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}; copy the checkpoint again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise CheckpointVersionError(
+            f"{path} has format {found!r}, not {FORMAT!r}: it is no checkpoint of Clotline"
+        )
+    if manifest.get("version") != VERSION:
+        raise CheckpointVersionError(
+            f"{path} has version {manifest.get('version')!r}, this Clotline reads version {VERSION}; "
+            "use the Clotline that wrote it, or train again"
+        )
+    problems = [
+        f"{key} is missing"
+        if key not in manifest
+        else f"{key} must be {kind.__name__}, not {manifest[key]!r:.80}"
+        for key, kind in _REQUIRED.items()
+        if not isinstance(manifest.get(key), kind)
+    ]
+    if problems:
+        raise CheckpointError(f"{path}: {'; '.join(problems)}")
+    return manifest
+
+
+def _load_state(
+    model: network.TileNetwork, state: Mapping[str, torch.Tensor], directory: Path, architecture: str
+) -> None:
+    own = model.state_dict()
+    problems = [f"{name} is missing" for name in own.keys() - state.keys()]
+    problems += [f"{name} is unknown" for name in state.keys() - own.keys()]
+    problems += [
+        f"{name} is {list(state[name].shape)}, not {list(own[name].shape)}"
+        for name in own.keys() & state.keys()
+        if state[name].shape != own[name].shape
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:3])
+        raise CheckpointError(
+            f"{directory / WEIGHTS_NAME} does not hold the weights of {architecture!r}: {len(problems)} of {len(own)} "
+            f"tensors do not fit ({shown}{'; ...' if len(problems) > 3 else ''})"
+        )
+    not_finite = sorted(name for name, value in state.items() if not torch.isfinite(value).all())
+    if not_finite:
+        raise CheckpointError(
+            f"{directory / WEIGHTS_NAME}: {', '.join(not_finite[:3])} hold values that are not finite"
+        )
+    model.load_state_dict(dict(state))
+
+
+def _read_golden_tiles(
+    directory: Path, manifest: Mapping[str, Any], spec: ModelSpec
+) -> tuple[GoldenTile, ...]:
+    tiles = []
+    for entry in manifest["golden_tiles"]:
+        try:
+            name, label, probabilities = (
+                str(entry["file"]),
+                str(entry["label"]),
+                tuple(map(float, entry["probabilities"])),
+            )
+            tile = GoldenTile(str(entry["image_id"]), label, _read(directory, name), probabilities)
+            decode_tile(tile.data, spec.input_size_px)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"checkpoint {directory}: golden tile {entry!r:.80} is not usable: {error}"
+            ) from error
+        tiles.append(tile)
+    return tuple(tiles)
+
+
+def _read(directory: Path, name: str) -> bytes:
+    try:
+        return (directory / name).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(
+            f"{directory / name} is missing; a checkpoint is the directory that training writes, with {MANIFEST_NAME}, "
+            f"{WEIGHTS_NAME} and golden_tiles/"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{directory / name} cannot be read: {error}") from error
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
