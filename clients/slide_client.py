@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -149,7 +149,7 @@ class SlideClient:
         with open_slide(path, um_per_px=um_per_px) as slide:
             refs: list[TileRef] = []
 
-            def cut(spec: ModelSpec) -> Iterator[bytes]:
+            def cut(spec: ModelSpec) -> Generator[bytes, None, None]:
                 refs[:] = find_tiles(slide, spec)
                 for _, data in iter_tiles(slide, spec, refs):
                     yield data
@@ -175,11 +175,17 @@ class SlideClient:
         """
         for _ in range(2):
             card = self.card
+            tiles = cut(card.spec)
             try:
-                return card, self._send(cut(card.spec), card)
+                return card, self._send(tiles, card)
             except _VersionChanged as change:
                 self._card = None
                 answered = str(change)
+            finally:
+                # Not left to the garbage collector: it would come after the slide is closed, which the
+                # threads that cut tiles still read.
+                if isinstance(tiles, Generator):
+                    tiles.close()
         raise ModelMismatch(
             f"{self.address}, model {self.model!r}: version {card.version} was asked, {answered} answered, "
             "twice; releases take place right now, try again later"

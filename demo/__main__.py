@@ -30,9 +30,9 @@ GENERATED_LEAST_AUC = 0.9
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         options = _options(arguments)
+        signal.signal(signal.SIGTERM, _interrupt)
         outcome = walk(options)
     except UsageProblem as error:
         print(f"error: {error}", file=sys.stderr)

@@ -70,9 +70,9 @@ def torch_probabilities(checkpoint: Path, tiles: Sequence[bytes]) -> NDArray[np.
     rows = []
     with torch.inference_mode():
         for start in range(0, len(tiles), TORCH_BATCH):
-            batch_NHWC = np.stack([
-                decode_tile(data, loaded.spec.input_size_px) for data in tiles[start : start + TORCH_BATCH]
-            ])
+            batch_NHWC = np.stack(
+                [decode_tile(data, loaded.spec.input_size_px) for data in tiles[start : start + TORCH_BATCH]]
+            )
             rows.append(torch.softmax(model(torch.from_numpy(batch_NHWC)).float(), dim=1).numpy())
     return np.concatenate(rows)
 

@@ -67,7 +67,7 @@ def walk(options: Options) -> Outcome:
         records = read_labels(data, class_names=trained.spec.class_names)
         held_out = [record for record in records if record.image_id in trained.held_out_ids]
         with _serve(stages, build / "model_repository") as server:
-            before = triton_metrics.scrape(server["metrics"])
+            before = triton_metrics.settled(server["metrics"])
             answers = _predict(stages, server["http"], held_out, trained, data, build / "heatmaps")
             with stages.timed("torch", "compute every held-out tile with PyTorch"):
                 tiles = held_out_tiles(held_out, trained.spec, trained.source)
@@ -81,7 +81,7 @@ def walk(options: Options) -> Outcome:
                 with stages.timed(f"parity-{name}", f"ask {model} ({name}, {url}) for every held-out tile"):
                     parity[name] = served_parity(url, model, every_tile, torch_NK)
                 say(f"      {_in_words(parity[name])}")
-            counts = triton_metrics.difference(before, triton_metrics.scrape(server["metrics"]))
+            counts = triton_metrics.difference(before, triton_metrics.settled(server["metrics"]))
         images = [scored(record.image_id, record.label, answers[record.image_id]) for record in held_out]
         patient_of_image = {record.image_id: record.patient_id for record in records}
         with stages.timed("report", "write the report"):

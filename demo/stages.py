@@ -187,7 +187,7 @@ def reason_in(log: Path) -> list[str]:
 
 def _start(module: list[str | Path], sink: IO[bytes]) -> subprocess.Popen[bytes]:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.Popen(  # noqa: S603 (our own command lines, no shell)
+    return subprocess.Popen(
         [sys.executable, "-m", *map(str, module)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},

@@ -6,6 +6,7 @@ Counters: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guid
 from __future__ import annotations
 
 import dataclasses
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from demo.errors import DemoError
 
+SETTLING_S = 0.25
 COUNTERS = {
     "nv_inference_request_success": "requests",
     "nv_inference_request_failure": "failures",
@@ -88,6 +90,22 @@ def scrape(url: str, timeout_s: float = 10.0) -> dict[tuple[str, str], ModelCoun
             return parse(response.read().decode("utf-8"))
     except (OSError, urllib.error.URLError, ValueError) as error:
         raise DemoError(f"cannot read Triton's metrics from {url}: {error}") from error
+
+
+def settled(url: str, at_most_s: float = 5.0) -> dict[tuple[str, str], ModelCounts]:
+    """Counters once they no longer change: Triton counts a request a moment after its answer went out.
+
+    Raises:
+        DemoError: as `scrape`.
+    """
+    give_up_s = time.monotonic() + at_most_s
+    counts = scrape(url)
+    while time.monotonic() < give_up_s:
+        time.sleep(SETTLING_S)
+        before, counts = counts, scrape(url)
+        if counts == before:
+            break
+    return counts
 
 
 def parse(text: str) -> dict[tuple[str, str], ModelCounts]:

@@ -106,7 +106,8 @@ def reference_answer(network: TileNetwork, tiles_NHWC: np.ndarray) -> Answer:
         tiles_NHWC: uint8 [N, S, S, 3] RGB.
 
     Raises:
-        ParityError: the network answers with values that are not finite.
+        ParityError: the network answers with values that are not finite, or the same to all tiles: comparing
+            with a constant proves nothing.
     """
     served = ServedNetwork(network).eval()
     with _one_thread(), torch.inference_mode():
@@ -116,6 +117,13 @@ def reference_answer(network: TileNetwork, tiles_NHWC: np.ndarray) -> Answer:
         raise ParityError(
             "The network itself answers with values that are not finite on the golden tiles; its weights are broken. "
             "Train again. Nothing was published."
+        )
+    spread = float(np.ptp(_log(answer.probabilities), axis=0).max())
+    if spread <= LOG_PROBABILITY_TOLERANCE:
+        raise ParityError(
+            f"The network gives the same answer to all {len(tiles_NHWC)} golden tiles (logarithms of probabilities "
+            f"vary by {spread:.3g}), so that a fault of the artefact could not be seen. Is it trained? Otherwise give "
+            "tiles that differ with --tiles. Nothing was published."
         )
     return answer
 

@@ -27,6 +27,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 TRITON_WHEEL = "nvidia-pytriton==0.7.0"
 TRITON_VERSION = "2.51.0"
 REQUIREMENTS = Path(__file__).resolve().parent / "server-requirements.txt"
+PINNED = ("wheel", "requirements_sha256", "python")
 PYTHON_TAG = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -75,12 +76,18 @@ def _fingerprint() -> dict[str, str]:
     }
 
 
-def is_installed(home: Path) -> bool:
-    """True if the embedded server was installed completely by this version of Clotline."""
+def is_installed(home: Path, *, exactly: bool = False) -> bool:
+    """True if the embedded server was installed completely, with the pinned versions and for this Python.
+
+    Args:
+        exactly: also for this checkout and this interpreter's torch, which `install` looks after.
+    """
     try:
-        return bool(json.loads((home / "installed.json").read_text()) == _fingerprint())
+        found = json.loads((home / "installed.json").read_text())
     except (OSError, ValueError):
         return False
+    wanted = _fingerprint()
+    return bool(all(found.get(key) == wanted[key] for key in (wanted if exactly else PINNED)))
 
 
 def _pip(python: Path | str, *arguments: str) -> None:
@@ -104,7 +111,7 @@ def install(home: Path, *, force: bool = False) -> bool:
             f"the embedded tritonserver is x86-64 Linux only, this is {sys.platform} {os.uname().machine}: "
             "use the NGC container nvcr.io/nvidia/tritonserver, whose tritonserver is found on PATH."
         )
-    if is_installed(home) and not force:
+    if is_installed(home, exactly=True) and not force:
         return False
     home.mkdir(parents=True, exist_ok=True)
     marker, server, python = home / "installed.json", home / "server", home / "python"

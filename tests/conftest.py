@@ -16,6 +16,9 @@ import pytest
 
 from tests.bccd_tiles import BCCD_DIR, make_bccd_tiles
 
+# Read when torch is loaded: threads of torch that wait by spinning cost a factor of ten where others want a core too.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 
 def run_module(*arguments: str | Path, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
     """`python -m ...` of this interpreter, with its output."""

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ VERSION = 1
 MANIFEST_NAME = "checkpoint.json"
 WEIGHTS_NAME = "model.safetensors"
 _PNG_SIGNATURE = b"\x89PNG"
+_GOLDEN_NAME = re.compile(r"golden_tiles/[0-9]+\.(jpg|png)")
 _REQUIRED = {
     "architecture": str,
     "spec": dict,
@@ -270,6 +272,8 @@ def _read_golden_tiles(
                 str(entry["label"]),
                 tuple(map(float, entry["probabilities"])),
             )
+            if not _GOLDEN_NAME.fullmatch(name):
+                raise ValueError(f"file {name!r} is not of the form golden_tiles/0000.jpg")
             tile = GoldenTile(str(entry["image_id"]), label, _read(directory, name), probabilities)
             decode_tile(tile.data, spec.input_size_px)
         except (KeyError, TypeError, ValueError) as error:

@@ -79,7 +79,7 @@ class Onnx(ServedFormat):
             ) from error
         if model.ir_version > LATEST_IR_VERSION:
             raise GraphError(
-                f"The ONNX file has IR version {model.ir_version}, which ONNX Runtime before 1.20 cannot load; "
+                f"The ONNX file has IR version {model.ir_version}, which older ONNX Runtimes cannot load; "
                 f"{LATEST_IR_VERSION} is the latest allowed. Install the pinned versions of torch and onnx."
             )
         return model.SerializeToString()

@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from clients.__main__ import main
+
 ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments: str | Path, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(  # noqa: S603
+    return subprocess.run(
         [sys.executable, "-m", "clients", *map(str, arguments)],
         capture_output=True,
         text=True,
@@ -59,11 +61,13 @@ def test_help_is_complete() -> None:
         (["predict", "a.tif", "--concurrency", "many"], "invalid"),
     ],
 )
-def test_bad_usage_exits_2(arguments: list[str], words: str) -> None:
-    result = run(*arguments)
-    assert result.returncode == 2
-    assert words in result.stderr
-    assert "Traceback" not in result.stderr
+def test_bad_usage_exits_2(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = main(arguments)
+    except SystemExit as ended:  # argparse's own
+        code = ended.code
+    assert code == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
@@ -76,7 +80,7 @@ def test_no_server_is_one_clear_error(scheme: str, slide_path: Path, unused_port
 
 def test_ctrl_c_exits_130(slide_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        process = subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(
             [
                 sys.executable,
                 "-m",

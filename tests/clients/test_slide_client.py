@@ -16,6 +16,7 @@ from clients.slide_client import SlideClient, batches
 from slides.decode import encode_tile
 from slides.errors import NoTissueError, SlideFileError
 from slides.reader import open_slide
+from slides.spec import ModelSpec
 from slides.tissue import find_tiles, iter_tiles
 
 
@@ -115,6 +116,22 @@ def test_a_refusal_says_where_among_all_tiles(served_repository: Any, tiles: lis
         client.classify_tiles([*tiles[:5], b"no image", *tiles[5:8]])
 
 
+def test_tiles_are_no_longer_cut_once_a_request_failed(client: SlideClient) -> None:
+    ended = []
+
+    def endless(spec: ModelSpec) -> Iterator[bytes]:
+        try:
+            while True:
+                yield b"no image"
+        finally:
+            ended.append(True)
+
+    with pytest.raises(RequestRefused) as caught:
+        client._ask(endless)
+    assert ended == [True]  # although the error still refers to the frames that cut
+    assert caught.value.__traceback__ is not None
+
+
 def test_after_a_release_the_specification_is_asked_for_again(
     client: SlideClient, tiles: list[bytes]
 ) -> None:
@@ -140,8 +157,8 @@ def test_no_tile_no_answer(client: SlideClient) -> None:
 
 def test_one_client_serves_many_threads(client: SlideClient, tiles: list[bytes]) -> None:
     expected_NK = client.classify_tiles(tiles)
-    with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        for answer_NK in pool.map(client.classify_tiles, [tiles] * 12):
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for answer_NK in pool.map(client.classify_tiles, [tiles] * 6):
             np.testing.assert_allclose(answer_NK, expected_NK, atol=1e-5)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from demo.__main__ import main
 from demo.errors import DemoError
 from demo.path import _build_folder, _publish
 
@@ -74,15 +75,32 @@ def test_heatmaps_of_an_earlier_run_do_not_stay(tmp_path: Path) -> None:
         (["--epochs", "3"], "unrecognized arguments"),
     ],
 )
-def test_bad_usage_exits_2(arguments: list[str], words: str, tmp_path: Path) -> None:
-    result = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "demo", "--out", str(tmp_path / "out"), *arguments],
+def test_bad_usage_exits_2(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(["--out", str(tmp_path / "out"), *arguments])
+    except SystemExit as ended:  # argparse's own
+        code = ended.code
+    assert code == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stage_that_fails_is_one_clear_error(tmp_path: Path) -> None:
+    """Labels of one class only: training refuses them, and its words are what the user reads."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.csv").write_text("image_id,center_id,patient_id,image_num,label\na_0,1,a,0,CE\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "demo", "--out", str(tmp_path / "out"), "--data", str(data)],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
-    assert result.returncode == 2
-    assert words in result.stderr
+    assert result.returncode == 1
+    assert "error: train a network: exit code" in result.stderr
+    assert "every row has the label CE" in result.stderr
     assert "Traceback" not in result.stderr
-    assert not (tmp_path / "out").exists()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".lock", "logs"]

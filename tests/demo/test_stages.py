@@ -131,7 +131,7 @@ def test_ctrl_c_stops_the_stage_and_what_it_started(tmp_path: Path) -> None:
         f"Stages(pathlib.Path({str(tmp_path / 'logs')!r}), 1).run('x', 'x', ['stage_under_test'])\n"
     )
     root = Path(__file__).parents[2]
-    process = subprocess.Popen(  # noqa: S603
+    process = subprocess.Popen(
         [sys.executable, "-c", driver], env={"PYTHONPATH": f"{root}:{tmp_path}"}, stderr=subprocess.DEVNULL
     )
     give_up_s = time.monotonic() + 20

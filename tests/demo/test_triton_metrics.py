@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from demo.errors import DemoError
-from demo.triton_metrics import ModelCounts, difference, parse, scrape
+from demo.triton_metrics import ModelCounts, difference, parse, scrape, settled
 
 TEXT = """\
 # HELP nv_inference_request_success Number of successful inference requests, all batch sizes
@@ -77,10 +77,10 @@ def test_a_real_server_counts_what_the_client_asks(served_repository: Any) -> No
     from slides.decode import encode_tile
 
     tile = encode_tile(np.full((64, 64, 3), 120, np.uint8), 90)
-    before = scrape(served_repository.metrics_url)
+    before = settled(served_repository.metrics_url)
     with SlideClient(served_repository.http_url, batch=2) as client:
         client.classify([tile] * 6)
-    changes = {counts.model: counts for counts in difference(before, scrape(served_repository.metrics_url))}
+    changes = {counts.model: counts for counts in difference(before, settled(served_repository.metrics_url))}
     assert changes["tile_classifier"].requests == 3
     assert changes["tile_classifier"].failures == 0
     assert changes["tile_preprocess"].tiles == 6

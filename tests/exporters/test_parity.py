@@ -93,7 +93,7 @@ def test_missing_normalisation_is_stopped_in_a_network_that_is_sure_of_itself(
             self.register_buffer("bias", torch.tensor([12.0, 0.0]))
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return 1e-3 * self.backbone(images) + self.bias
+            return 0.03 * self.backbone(images) + self.bias
 
     sure = network.TileNetwork(Sure(loaded.model.backbone), loaded.spec).eval()
     expected = reference_answer(sure, tiles_NHWC)
@@ -165,6 +165,19 @@ def test_a_network_with_nan_weights_is_stopped(loaded: Checkpoint, tiles_NHWC: n
 
     with pytest.raises(ParityError, match="weights are broken"):
         reference_answer(network.TileNetwork(Broken(), loaded.spec), tiles_NHWC)
+
+
+def test_a_network_that_answers_the_same_to_all_tiles_proves_nothing(
+    loaded: Checkpoint, tiles_NHWC: np.ndarray
+) -> None:
+    class Constant(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return 1e-4 * images.mean((2, 3))
+
+    with pytest.raises(ParityError, match="same answer to all 6 golden tiles"):
+        reference_answer(network.TileNetwork(Constant(), loaded.spec), tiles_NHWC)
+    with pytest.raises(ParityError, match="same answer to all 3 golden tiles"):
+        reference_answer(loaded.model, tiles_NHWC[[0, 0, 0]])
 
 
 def test_tiles_that_are_missing_or_no_tiles_are_named(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from training.recipe import Recipe
 @pytest.fixture
 def model(plan: Recipe) -> network.TileNetwork:
     torch.manual_seed(1)
-    return network.build("resnet18", plan.spec).eval()
+    return network.build("squeezenet1_1", plan.spec).eval()
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def save(
 ) -> Save:
     def to(name: str = "check point", **changes: Any) -> Path:
         arguments: dict[str, Any] = {
-            "architecture": "resnet18",
+            "architecture": "squeezenet1_1",
             "metrics": {"patient_auc": 0.9},
             "data": {"fingerprint": "f" * 64, "slides": 4},
             "golden_tiles": golden,
@@ -121,11 +121,11 @@ def test_altered_weights(save: Save) -> None:
     weights = bytearray((directory / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (directory / "model.safetensors").write_bytes(weights)
-    with pytest.raises(CheckpointError, match="SHA-256 .* it was altered"):
+    with pytest.raises(CheckpointError, match=r"SHA-256 .* it was altered"):
         checkpoint.load(directory)
 
 
-@pytest.mark.parametrize("architecture", ["resnet34", "resnet50", "mobilenet_v3_small"])
+@pytest.mark.parametrize("architecture", ["squeezenet1_0", "resnet18"])
 def test_weights_of_another_architecture(save: Save, architecture: str) -> None:
     directory = save()
     edit(directory, architecture=architecture)
@@ -138,7 +138,7 @@ def test_weights_of_another_architecture(save: Save, architecture: str) -> None:
 def test_weights_for_another_number_of_classes(save: Save, plan: Recipe) -> None:
     directory = save()
     edit(directory, spec={**plan.spec.as_dict(), "class_names": ["a", "b", "c"]})
-    with pytest.raises(CheckpointError, match=r"backbone.fc.bias is \[2\], not \[3\]"):
+    with pytest.raises(CheckpointError, match=r"backbone.classifier.1.bias is \[2\], not \[3\]"):
         checkpoint.load(directory)
 
 
@@ -147,7 +147,7 @@ def test_unknown_architecture_and_broken_spec(save: Save, plan: Recipe) -> None:
     edit(directory, architecture="resnet19")
     with pytest.raises(CheckpointError, match="'resnet19' is no"):
         checkpoint.load(directory)
-    edit(directory, architecture="resnet18", spec={**plan.spec.as_dict(), "colour": 1})
+    edit(directory, architecture="squeezenet1_1", spec={**plan.spec.as_dict(), "colour": 1})
     with pytest.raises(CheckpointError, match="unknown key 'colour'"):
         checkpoint.load(directory)
 
@@ -166,14 +166,14 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(
 ) -> None:
     directory = save("good")
     state = {**model.state_dict()}
-    state["backbone.fc.bias"] = torch.tensor([0.0, float("nan")])
+    state["backbone.classifier.1.bias"] = torch.tensor([0.0, float("nan")])
     weights = safetensors.torch.save(state)
     (directory / "model.safetensors").write_bytes(weights)
     edit(directory, weights_bytes=len(weights), weights_sha256=hashlib.sha256(weights).hexdigest())
-    with pytest.raises(CheckpointError, match=r"backbone.fc.bias hold values that are not finite"):
+    with pytest.raises(CheckpointError, match=r"backbone.classifier.1.bias hold values that are not finite"):
         checkpoint.load(directory)
     with torch.no_grad():
-        model.backbone.fc.bias.fill_(float("inf"))
+        model.backbone.classifier[1].bias.fill_(float("inf"))
     with pytest.raises(CheckpointError, match="not finite"):
         save("bad")
     assert [path.name for path in tmp_path.iterdir()] == ["good"]
@@ -188,7 +188,7 @@ def test_missing_file(save: Save, name: str) -> None:
 
 
 def test_what_is_no_checkpoint_at_all(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="checkpoint.json is missing"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json is missing"):
         checkpoint.load(tmp_path / "absent")
     (tmp_path / "checkpoint.json").write_text("{")
     with pytest.raises(CheckpointError, match="is not JSON"):
