@@ -41,7 +41,7 @@ lint: install ## ruff (lint, format), mypy, bandit
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy slides training exporters serving clients demo
-	$(PY) -m bandit --quiet --recursive slides training exporters serving clients demo --configfile pyproject.toml
+	$(PY) -m bandit --quiet --severity-level medium --recursive slides training exporters serving clients demo --configfile pyproject.toml
 
 pytest: install ## the tests alone (ARGS="-k serving" to choose)
 	@PATH="$$PWD/.venv/bin:$$PATH" $(PY) -m pytest $(ARGS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from xml.sax.saxutils import escape
+from html import escape
 
 INK, FAINT, GRID = "#1f2933", "#616e7c", "#dfe4ea"
 COLOURS = ("#2563a8", "#c2571a", "#3b7d3b", "#7b4fa3", "#6b7280")

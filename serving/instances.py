@@ -54,7 +54,7 @@ def make_instance_directory(home: Path, instance_id: str) -> Path:
     repository or of the backends breaks them. So the server is given links in this directory, which lies below
     `.triton/run/`, or in the directory for temporary files if that path has such a character itself.
     """
-    for parent in (run_directory(home), Path(tempfile.gettempdir()), Path("/tmp")):  # noqa: S108
+    for parent in (run_directory(home), Path(tempfile.gettempdir()), Path("/tmp")):  # nosec B108  # noqa: S108
         if PLAIN_PATH.fullmatch(str(parent)):
             directory = parent / f"clotline-{instance_id}"
             directory.mkdir(mode=0o700)

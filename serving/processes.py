@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 INSTANCE_VARIABLE = "CLOTLINE_INSTANCE"
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  Linux' POSIX shared memory, where Triton's stubs put theirs
+SHARED_MEMORY = Path("/dev/shm")  # nosec B108  # noqa: S108  Linux' POSIX shared memory, where Triton's stubs put theirs
 
 
 def shared_memory_prefix(instance_id: str) -> str:

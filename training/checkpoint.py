@@ -144,7 +144,15 @@ def save(
 
 
 def refuse_existing(directory: Path, *, overwrite: bool) -> None:
-    """Raise OutputExistsError if `directory` exists and must not be replaced."""
+    """Raise OutputExistsError if `directory` exists and must not be replaced, CheckpointError if it cannot be made.
+
+    Asked before training, so that hours of work do not end at a directory that nobody may write to.
+    """
+    ancestor = next(path for path in directory.absolute().parents if path.exists())
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
+        raise CheckpointError(
+            f"{directory} cannot be written: {ancestor} is no directory that this user may write to"
+        )
     if directory.exists() and not overwrite:
         raise OutputExistsError(
             f"{directory} exists already; give another directory, or --overwrite to replace it"

@@ -38,7 +38,7 @@ def collect_tiles(
     *,
     show_progress: bool = True,
 ) -> list[SlideTiles]:
-    """Tiles of every record, in the order of `records`; two cores cut two slides at a time.
+    """Tiles of every record, in the order of `records`, held in memory; as many slides are cut at a time as there are cores.
 
     Raises:
         DataError: naming every slide that has no usable tile, and why.
@@ -46,7 +46,7 @@ def collect_tiles(
     cut = _cut_slide if source == "slides" else _read_tile
     collected: list[SlideTiles] = []
     problems: list[str] = []
-    pool = concurrent.futures.ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)))
+    pool = concurrent.futures.ThreadPoolExecutor(max_workers=usable_cores())
     try:
         futures = [pool.submit(cut, record, spec) for record in records]
         paired = zip(records, futures, strict=True)
@@ -62,6 +62,11 @@ def collect_tiles(
     if problems:
         raise DataError(f"{len(problems)} of {len(records)} slides cannot be used", problems)
     return collected
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; all of the machine's where the system does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cut_slide(record: SlideRecord, spec: ModelSpec) -> tuple[bytes, ...]:

@@ -22,7 +22,7 @@ from training import network
 from training.errors import DataError, DivergedError
 from training.recipe import Recipe
 from training.scores import accuracy
-from training.tiles import TileDataset
+from training.tiles import TileDataset, usable_cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def make_accelerator(recipe: Recipe) -> accelerate.Accelerator:
     if accelerator.device.type == "cpu":
         # `accelerate launch` sets OMP_NUM_THREADS to 1, which would leave all cores but one idle.
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, processes)))
+        torch.set_num_threads(max(1, usable_cores() // max(1, processes)))
     return accelerator
 
 
@@ -92,7 +92,6 @@ def train(
     for epoch in range(1, recipe.epochs + 1):
         model.train()
         loader.set_epoch(epoch)
-        train_set.set_epoch(epoch)
         losses: list[float] = []
         with tqdm(
             loader,

@@ -233,6 +233,14 @@ def test_an_existing_checkpoint_is_replaced_only_on_request(save: Save, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["check point"]
 
 
+def test_a_file_in_the_way_is_found_before_training(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("not a directory")
+    with pytest.raises(CheckpointError, match=r"out is no directory that this user may write to"):
+        checkpoint.refuse_existing(tmp_path / "out" / "checkpoint", overwrite=True)
+    checkpoint.refuse_existing(tmp_path / "new" / "deep" / "checkpoint", overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_full_disk_leaves_the_old_checkpoint(save: Save, tmp_path: Path) -> None:
     directory = save()
     before = (directory / "checkpoint.json").read_bytes()

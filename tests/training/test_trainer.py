@@ -21,6 +21,7 @@ def train(plan: Recipe, sets: Any, **changes: Any) -> trainer.TrainingResult:
 
 def test_learns_and_repeats_itself(plan: Recipe, sets: Any) -> None:
     first, again = train(plan, sets), train(plan, sets)
+    assert sets.train.epoch == 3, "Accelerate's loader tells the dataset which epoch to show"
     other = train(plan, sets, seed=8, epochs=1)
     state, state_again, state_other = (result.model.state_dict() for result in (first, again, other))
     assert all(torch.equal(state[name], state_again[name]) for name in state)
