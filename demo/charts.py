@@ -116,5 +116,5 @@ def _svg(parts: Sequence[str], width_px: int, height_px: int, label: str) -> str
     return (
         f'<svg viewBox="0 0 {width_px} {height_px}" width="{width_px}" height="{height_px}" role="img" '
         'font-family="inherit" '
-        f'aria-label="{escape(label, {chr(34): "&quot;"})}">{"".join(parts)}</svg>'
+        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
     )
