@@ -9,12 +9,14 @@ an artefact or the disk failed; 2 not published, because the request cannot be f
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +31,11 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parsed = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
     started_s = time.monotonic()
+    interrupted = threading.Event()
     try:
-        release = _export(parsed)
+        with _interruptible(interrupted):
+            release = _export(parsed, interrupted)
     except KeyboardInterrupt:
         print("interrupted; nothing was published", file=sys.stderr)
         return 130
@@ -56,7 +59,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _export(parsed: argparse.Namespace) -> Release:
+@contextlib.contextmanager
+def _interruptible(interrupted: threading.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt, and set the event.
+
+    The event is for an interrupt that arrives inside a destructor or callback of a library: Python prints that one
+    and drops it, and the export would go on.
+    """
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    def unraisable(dropped: sys.UnraisableHookArgs) -> None:
+        if not isinstance(dropped.exc_value, KeyboardInterrupt):
+            sys.__unraisablehook__(dropped)
+
+    handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
+    try:
+        yield
+    except ExportError:
+        if interrupted.is_set():  # a library turned the interrupt into an error of its own
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        sys.unraisablehook = hook
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _export(parsed: argparse.Namespace, interrupted: threading.Event) -> Release:
     # Imported here: torch takes seconds, and --help and bad usage need none of it.
     from exporters.release import ServingOptions, export_checkpoint
 
@@ -66,6 +99,7 @@ def _export(parsed: argparse.Namespace) -> Release:
         [name.strip() for name in parsed.formats.split(",") if name.strip()],
         ServingOptions(parsed.max_batch, parsed.instances, parsed.instance_kind, parsed.versions_loaded),
         tiles_dir=parsed.tiles,
+        interrupted=interrupted,
     )
 
 
@@ -86,10 +120,6 @@ def _summary(release: Release, wall_s: float) -> dict[str, Any]:
         },
         "wall_s": round(wall_s, 2),
     }
-
-
-def _terminate(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:

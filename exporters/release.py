@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -124,6 +125,7 @@ def export_checkpoint(
     options: ServingOptions = ServingOptions(),
     *,
     tiles_dir: Path | str | None = None,
+    interrupted: threading.Event | None = None,
 ) -> Release:
     """Export a checkpoint to a Triton model repository: build, prove, then publish all of it or nothing.
 
@@ -134,8 +136,10 @@ def export_checkpoint(
             one gets `tile_classifier_<format>`.
         options: how to serve.
         tiles_dir: JPEG or PNG tiles for the parity gate, instead of the checkpoint's golden tiles.
+        interrupted: once set, nothing is published; looked at just before publication.
 
     Raises:
+        KeyboardInterrupt: `interrupted` was set.
         FormatError: unknown format.
         training.errors.CheckpointError: the checkpoint is missing, damaged or of another version.
         GraphError, GoldenTilesError, ParityError, RepositoryError: see `exporters.errors`.
@@ -176,6 +180,8 @@ def export_checkpoint(
                 progress.update()
             progress.set_description("publishing")
             models = draft.models_in_order()
+            if interrupted is not None and interrupted.is_set():
+                raise KeyboardInterrupt
             publication.publish(models)
     return Release(repository, draft.version, tuple(models), exported)
 

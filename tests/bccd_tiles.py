@@ -17,7 +17,7 @@ RED_CELLS_A_PHOTOGRAPH = 12
 
 
 def make_bccd_tiles(out_dir: Path, *, bccd_dir: Path = BCCD_DIR, seed: int = 7) -> Path:
-    """Write train.csv and train/<image_id>.jpg: about 300 white and 600 red cells.
+    """Write train.csv and train/<image_id>.jpg: about 250 white and 500 red cells.
 
     A photograph is the patient. A patient has one class in train.csv, so each photograph gives cells of one kind:
     five photographs of six their white cells, the sixth its red ones.

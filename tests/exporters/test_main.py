@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from exporters.__main__ import main
+from exporters.formats.torchscript import TorchScript
 from exporters.publication import hold_repository
 
 Snapshot = Callable[[Path], dict[str, str]]
@@ -101,6 +103,36 @@ def test_an_interrupt_leaves_the_repository_as_it_was(
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert "Traceback" not in err
+    assert snapshot(repository) == before
+
+
+def test_an_interrupt_that_a_library_drops_still_stops_the_export(
+    checkpoint_dir: Path,
+    served: tuple[Path, dict[str, str]],
+    snapshot: Snapshot,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    repository, before = served
+
+    class Interrupted:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    build = TorchScript.build
+
+    def build_interrupted(self: TorchScript, *arguments: Any) -> bytes:
+        interrupted = Interrupted()
+        del interrupted
+        return build(self, *arguments)
+
+    monkeypatch.setattr(TorchScript, "build", build_interrupted)
+    assert (
+        main(["export", str(checkpoint_dir), "--repository", str(repository), "--formats", "torchscript"])
+        == 130
+    )
+    assert "Traceback" not in capfd.readouterr().err
     assert snapshot(repository) == before
 
 
