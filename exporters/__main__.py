@@ -139,7 +139,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--max-batch", type=int, default=8, metavar="N", help="most tiles in one execution")
     export.add_argument(
-        "--instances", type=int, default=2, metavar="N", help="executions of a model at the same time"
+        "--instances",
+        type=int,
+        default=2,
+        metavar="N",
+        help="executions of the first format at the same time; further formats have one",
     )
     export.add_argument(
         "--instance-kind",

@@ -51,7 +51,8 @@ class ServingOptions:
 
     Attributes:
         max_batch: most tiles in one execution, 1 to 1024; the gate proves this size too.
-        instances: executions of a model at the same time, 1 to 64.
+        instances: executions of preprocessing and of the first format's network at the same time, 1 to 64; networks
+            of further formats, which are there to be compared with, have one.
         instance_kind: where the network runs, a key of `triton_config.INSTANCE_KINDS`.
         versions_loaded: newest versions of a network that the server loads, 1 or 2. With 2, an ensemble still
             pinned to the version before goes on answering during a release; it costs the memory and the start-up
@@ -227,7 +228,7 @@ class _Draft:
         self, fmt: ServedFormat, artifact: bytes, measured: parity.Parity, *, first: bool
     ) -> ExportedFormat:
         """Stage the configuration of a network, and of the ensembles that answer with it."""
-        network = self._network_config(fmt)
+        network = self._network_config(fmt, instances=self.options.instances if first else 1)
         self._stage_model(network)
         self._networks.append(network.name)
         classifiers = [CLASSIFIER_MODEL] if first else []
@@ -267,7 +268,7 @@ class _Draft:
         ensembles = sorted(self._classifiers, key=lambda name: name == CLASSIFIER_MODEL)
         return [*self._networks, PREPROCESS_MODEL, *ensembles]
 
-    def _network_config(self, fmt: ServedFormat) -> ModelConfig:
+    def _network_config(self, fmt: ServedFormat, *, instances: int) -> ModelConfig:
         def build(versions_loaded: int) -> ModelConfig:
             return network_config(
                 fmt.model_name,
@@ -278,7 +279,7 @@ class _Draft:
                 input_size_px=self.spec.input_size_px,
                 classes=len(self.spec.class_names),
                 max_batch=self.options.max_batch,
-                instances=self.options.instances,
+                instances=instances,
                 instance_kind=self.options.instance_kind,
                 versions_loaded=versions_loaded,
             )
