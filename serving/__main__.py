@@ -29,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("install", help="put the embedded tritonserver into .triton/")
     command.add_argument("--force", action="store_true", help="install again even if it is there")
 
-    command = commands.add_parser("up", help="start a server, prove it, and wait (Ctrl-C stops it)")
+    command = commands.add_parser(
+        "up", allow_abbrev=False, help="start a server, prove it, and wait (Ctrl-C stops it)"
+    )
     command.add_argument("--repository", type=Path, required=True, help="Triton model repository")
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     command.add_argument(

@@ -113,7 +113,8 @@ def environment(server: TritonServer, instance_id: str, proof_report: Path) -> d
     env[INSTANCE_VARIABLE] = instance_id
     env["CLOTLINE_PROOF_REPORT"] = str(proof_report)
     env.setdefault("OPENCV_LOG_LEVEL", "ERROR")
-    env.setdefault("OMP_WAIT_POLICY", "passive")  # threads of torch that spin take the cores from the other stubs
+    # Threads of torch that spin while they wait take the cores from the other stubs.
+    env.setdefault("OMP_WAIT_POLICY", "passive")
     if server.embedded_home:
         libraries = [str(server.embedded_home / "server" / "nvidia_pytriton.libs"), *library_directories()]
         env["LD_LIBRARY_PATH"] = ":".join([*libraries, *filter(None, [env.get("LD_LIBRARY_PATH")])])
