@@ -147,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
                 extra=options.triton_arg,
             )
         )
-    except ServingError as error:
+    except (ServingError, OSError) as error:  # OSError: .triton cannot be written, the disk is full
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
