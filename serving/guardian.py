@@ -1,8 +1,8 @@
 """python -I serving/guardian.py: runs tritonserver and outlives the launcher only as long as it takes to clean up.
 
 The launcher (`python -m serving up`) holds the guardian's standard input. Its first line is a JSON document:
-`{"argv": [...], "env": {...}, "log": PATH, "instance": ID, "remove": [PATH, ...],
-"remove_directory": PATH}`. After that
+`{"argv": [...], "env": {...}, "log": PATH, "instance": ID, "state_file": PATH,
+"directory": PATH}`. After that
   a line `stop S`   stops the server gracefully: SIGTERM, then SIGKILL after S seconds;
   end of file       means that the launcher died, however it died: the server is stopped at once.
 Either way the server's stubs and shared memory are gone when the guardian ends. It answers on standard output with
@@ -78,10 +78,9 @@ def main() -> None:
     threading.Thread(target=obey, args=(server,), daemon=True).start()
     returncode = server.wait()
     sweep(order["instance"])
-    shutil.rmtree(order["remove_directory"], ignore_errors=True)
-    for path in order["remove"]:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+    shutil.rmtree(order["directory"], ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.unlink(order["state_file"])
     say({"event": "ended", "returncode": returncode})
     os._exit(0)
 

@@ -25,7 +25,7 @@ class InstanceState:
 
     name: str
     instance_id: str
-    status: str  # starting, ready, stopping
+    status: str  # starting, ready
     launcher_pid: int
     launcher_start_ticks: int
     directory: str

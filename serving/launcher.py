@@ -206,8 +206,8 @@ def up(options: UpOptions) -> int:
                 "env": environment(server, instance_id, report),
                 "log": str(log),
                 "instance": instance_id,
-                "remove": [str(path)],
-                "remove_directory": str(own),
+                "state_file": str(path),
+                "directory": str(own),
             }
         )
         models = _prove(guardian, state, report, started + options.timeout_s)

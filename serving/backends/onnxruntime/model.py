@@ -27,7 +27,7 @@ ONNX_TYPES = {
     "TYPE_FP16": "tensor(float16)", "TYPE_FP32": "tensor(float)", "TYPE_FP64": "tensor(double)",
     "TYPE_STRING": "tensor(string)",
 }  # fmt: skip
-LEVELS = {"-1": "ORT_ENABLE_BASIC", "1": "ORT_ENABLE_EXTENDED", "2": "ORT_DISABLE_ALL", "": "ORT_ENABLE_ALL"}
+LEVELS = {"-1": "ORT_ENABLE_BASIC", "1": "ORT_ENABLE_EXTENDED", "2": "ORT_DISABLE_ALL", "0": "ORT_ENABLE_ALL"}
 SHRINKAGE = "memory.enable_memory_arena_shrinkage"
 
 
@@ -55,12 +55,8 @@ class Settings:
             self.problems.append(
                 "optimization.execution_accelerators is not supported here (native backend only)"
             )
-        level = str((optimization.get("graph") or {}).get("level") or "") or self.parameters.pop(
-            "graph_optimization_level", ""
-        )
-        self.parameters.pop("graph_optimization_level", None)
-        if level in ("0", ""):
-            level = ""
+        named = self.parameters.pop("graph_optimization_level", "0")
+        level = str((optimization.get("graph") or {}).get("level") or named or "0")
         if level not in LEVELS:
             self.problems.append(f"graph optimization level must be -1, 1 or 2, not {level}")
         else:
