@@ -8,11 +8,13 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DATA ?=
 OUT ?= runs/demo
+MLFLOW_URI ?= sqlite:///runs/mlflow.db
+MLFLOW_PORT ?= 5000
 PY := .venv/bin/python
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help install demo test lint pytest format up down status clean
+.PHONY: help install demo test lint pytest format mlflow-ui up down status clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +51,13 @@ pytest: install ## the tests alone (ARGS="-k serving" to choose)
 format: install ## rewrite the code with ruff
 	@$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+mlflow-ui: install ## MLflow on the runs tracked here, http://127.0.0.1:5000 (MLFLOW_PORT=, MLFLOW_URI=)
+	@mkdir -p runs
+	echo "http://127.0.0.1:$(MLFLOW_PORT) (Ctrl-C ends it)"
+	export MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
+	exec $(PY) -m mlflow server --host 127.0.0.1 --port "$(MLFLOW_PORT)" --workers 1 \
+	  --backend-store-uri "$(MLFLOW_URI)" --artifacts-destination runs/mlflow-artifacts
 
 up: install ## serve ./model_repository on ports 8000-8002 until Ctrl-C
 	@$(PY) -m serving up --repository model_repository

@@ -62,7 +62,8 @@ def walk(options: Options) -> Outcome:
         count = 6 + len(options.formats) + (options.data is None)
         stages = Stages(_fresh_logs(options.out), count, later={build: options.out})
         data = options.data or _generate(stages, options.out / "data")
-        trained = _train(stages, data, options.recipe, build / "training")
+        runs = options.out.resolve().parent / "mlflow.db"
+        trained = _train(stages, data, options.recipe, build / "training", f"sqlite:///{runs}")
         export = _export(stages, trained.checkpoint, build / "model_repository", options.formats)
         records = read_labels(data, class_names=trained.spec.class_names)
         held_out = [record for record in records if record.image_id in trained.held_out_ids]
@@ -134,7 +135,7 @@ def _generate(stages: Stages, data: Path) -> Path:
     return data
 
 
-def _train(stages: Stages, data: Path, recipe: str, out: Path) -> Trained:
+def _train(stages: Stages, data: Path, recipe: str, out: Path, tracking_uri: str) -> Trained:
     launch: list[str | Path] = ["accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     script: list[str | Path] = [
@@ -145,6 +146,10 @@ def _train(stages: Stages, data: Path, recipe: str, out: Path) -> Trained:
         data,
         "--out",
         out,
+        "--experiment",
+        "demo",
+        "--tracking-uri",
+        tracking_uri,
     ]
     stages.run("train", "train a network", [*launch, *script])
     checkpoint = out / "checkpoint"

@@ -44,7 +44,7 @@ def trained(bccd_tiles: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
                 "--cpu",
                 str(ROOT / "training" / "train.py"),
             ),
-            *("--recipe", "bccd", "--data", str(bccd_tiles), "--out", str(out)),
+            *("--recipe", "bccd", "--data", str(bccd_tiles), "--out", str(out), "--track", "none"),
         ],
         capture_output=True,
         text=True,
