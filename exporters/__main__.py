@@ -25,6 +25,7 @@ from exporters.formats import FORMATS
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
+    from exporters.draft import ExportedFormat
     from exporters.release import Release
 
 
@@ -46,17 +47,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for name, exported in release.formats.items():
-        measured = exported.parity
-        print(
-            f"{name}: {', '.join(exported.classifiers)} -> {exported.model} version {release.version}, "
-            f"{exported.artifact_bytes / 1e6:.1f} MB, differs from PyTorch by at most {measured.max_abs_diff:.2g} on "
-            f"{measured.tiles} tiles at batch {', '.join(map(str, measured.batches))}",
-            file=sys.stderr,
-        )
+        print(f"{name}: {_in_words(exported, release.version)}", file=sys.stderr)
     print(
         json.dumps(_summary(release, time.monotonic() - started_s), separators=(",", ":"), ensure_ascii=False)
     )
     return 0
+
+
+def _in_words(exported: ExportedFormat, version: int) -> str:
+    measured, acceptance = exported.parity, exported.acceptance
+    where = f"{', '.join(exported.classifiers)} -> {exported.model} version {version}"
+    words = [
+        where if exported.classifiers else "not published (--publish-unproven does)",
+        f"{exported.artifact_bytes / 1e6:.1f} MB",
+    ]
+    if measured is not None:
+        words.append(
+            f"differs from PyTorch by at most {measured.max_abs_diff:.2g} on {measured.tiles} tiles at batch "
+            f"{', '.join(map(str, measured.batches))}"
+        )
+        if measured.precision != "fp32":
+            words.append(f"{measured.label_flips} other labels")
+    if acceptance.speed is not None:
+        words.append(
+            f"{acceptance.speed.images_per_s:.0f} images/s, {acceptance.speed.ratio:.2f} x FP32 at batch "
+            f"{acceptance.speed.batch}"
+        )
+    if acceptance.reasons:
+        words.append(f"unproven: {'; '.join(acceptance.reasons)}")
+    return ", ".join(words)
 
 
 @contextlib.contextmanager
@@ -98,7 +117,9 @@ def _export(parsed: argparse.Namespace, interrupted: threading.Event) -> Release
         parsed.repository,
         [name.strip() for name in parsed.formats.split(",") if name.strip()],
         ServingOptions(parsed.max_batch, parsed.instances, parsed.instance_kind, parsed.versions_loaded),
-        tiles_dir=parsed.tiles,
+        tiles_source=parsed.tiles,
+        calibration_source=parsed.calibration_tiles,
+        publish_unproven=parsed.publish_unproven,
         interrupted=interrupted,
     )
 
@@ -114,12 +135,21 @@ def _summary(release: Release, wall_s: float) -> dict[str, Any]:
                 "classifiers": list(exported.classifiers),
                 "bytes": exported.artifact_bytes,
                 "sha256": exported.artifact_sha256,
-                **dataclasses.asdict(exported.parity),
+                "status": exported.acceptance.status,
+                "reasons": list(exported.acceptance.reasons),
+                "speed": _speed(exported),
+                "notes": dict(exported.notes),
+                **(dataclasses.asdict(exported.parity) if exported.parity is not None else {}),
             }
             for name, exported in release.formats.items()
         },
         "wall_s": round(wall_s, 2),
     }
+
+
+def _speed(exported: ExportedFormat) -> dict[str, Any] | None:
+    speed = exported.acceptance.speed
+    return None if speed is None else {**dataclasses.asdict(speed), "ratio": round(speed.ratio, 3)}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -159,7 +189,23 @@ def _parser() -> argparse.ArgumentParser:
         help="newest versions of a network that the server loads; 2 for a release without downtime, at twice the memory",
     )
     export.add_argument(
-        "--tiles", type=Path, metavar="DIR", help="tiles to compare on, not the checkpoint's golden tiles"
+        "--tiles",
+        type=Path,
+        metavar="SOURCE",
+        help="tiles to compare on, not the checkpoint's golden tiles: a directory, a data set of tiles or a tile store "
+        "(of the last two, held-out patients)",
+    )
+    export.add_argument(
+        "--calibration-tiles",
+        type=Path,
+        metavar="SOURCE",
+        help="tiles to calibrate INT8 with: a directory, a data set of tiles or a tile store (of the last two, training "
+        "patients)",
+    )
+    export.add_argument(
+        "--publish-unproven",
+        action="store_true",
+        help="also publish further formats that this machine cannot prove; the server loads them like the others",
     )
     return parser
 

@@ -1,34 +1,28 @@
 """The parity gate: an artefact is published only if it answers as PyTorch does on real tiles.
 
 The reference is `training.network.ServedNetwork`, which shares no code with `exporters.served_graph`. Both see the
-same tiles, decoded by `slides.decode`. Three things are compared, at each batch size:
-
-- probabilities, to 1e-4;
-- their logarithms, to 1e-2: a network that is sure of itself answers 0.99999 whatever is done to its input, and
-  only the logarithm of the small probabilities tells;
-- labels, exactly.
+same tiles, decoded by `slides.decode`, at batch 1, 2 and the largest. What is compared, and how closely it must agree
+at each precision, is one table: `exporters.tolerances`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from exporters.comparison_tiles import Truth
 from exporters.errors import GoldenTilesError, ParityError
 from exporters.formats.interface import Answer, Runner
-from slides.decode import decode_tile
-from slides.errors import TileDecodeError
+from exporters.tolerances import TOLERANCES, Tolerance
+from slides.aggregate import slides_to_patients
 from training.network import ServedNetwork, TileNetwork
+from training.scores import by_slide, roc_auc, weighted_log_loss
 
-PROBABILITY_TOLERANCE = 1e-4
-LOG_PROBABILITY_TOLERANCE = 1e-2
 _SMALLEST_PROBABILITY = 1e-12
-_TILE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _REFERENCE_BATCH = 16
 
 
@@ -37,65 +31,30 @@ class Parity:
     """How closely an artefact follows PyTorch.
 
     Attributes:
+        precision: row of the table that it was held to.
         tiles: number of tiles compared at each batch size.
         batches: batch sizes.
         max_abs_diff: largest difference of a probability.
         max_log_diff: largest difference of a probability's natural logarithm.
+        mean_abs_diff: mean difference of a probability.
+        log_snr_db: see `exporters.tolerances`; None where the artefact agrees to rounding.
+        label_flips: tiles whose label differs, at the batch size where most do.
+        patients: patients whose true class is known; 0 where the tiles have no labels.
+        patient_auc: PyTorch's and the artefact's; None where fewer than two classes occur.
+        patient_log_loss: PyTorch's and the artefact's, classes weighted equally; None without labels.
     """
 
+    precision: str
     tiles: int
     batches: tuple[int, ...]
     max_abs_diff: float
     max_log_diff: float
-
-
-def decode_golden_tiles(encoded: Sequence[tuple[str, bytes]], size_px: int) -> np.ndarray:
-    """Decode tiles as the server does.
-
-    Args:
-        encoded: name (for errors) and bytes of each tile.
-        size_px: side S of the network's input.
-
-    Returns:
-        uint8 [N, S, S, 3] RGB, N >= 1.
-
-    Raises:
-        GoldenTilesError: there is none, or one of them is no tile.
-    """
-    if not encoded:
-        raise GoldenTilesError(
-            "The checkpoint holds no golden tiles, and without real tiles nothing can be compared. "
-            "Give a directory of JPEG or PNG tiles with --tiles."
-        )
-    decoded = []
-    for name, data in encoded:
-        try:
-            decoded.append(decode_tile(data, size_px))
-        except TileDecodeError as error:
-            raise GoldenTilesError(
-                f"{name} is no tile: {error}. Remove it, or give others with --tiles."
-            ) from error
-    return np.stack(decoded)
-
-
-def read_tiles(directory: Path) -> list[tuple[str, bytes]]:
-    """Names and bytes of the JPEG and PNG files of a directory, in the order of their names.
-
-    Raises:
-        GoldenTilesError: it is missing or unreadable, or holds no such file.
-    """
-    try:
-        paths = sorted(path for path in directory.iterdir() if path.suffix.lower() in _TILE_SUFFIXES)
-        tiles = [(str(path), path.read_bytes()) for path in paths]
-    except OSError as error:
-        raise GoldenTilesError(
-            f"The directory of tiles {directory} cannot be read: {error.strerror}. Name one with JPEG or PNG tiles."
-        ) from error
-    if not tiles:
-        raise GoldenTilesError(
-            f"{directory} holds no JPEG or PNG file. Name a directory with tiles as --tiles."
-        )
-    return tiles
+    mean_abs_diff: float
+    log_snr_db: float | None
+    label_flips: int
+    patients: int = 0
+    patient_auc: tuple[float, float] | None = None
+    patient_log_loss: tuple[float, float] | None = None
 
 
 def reference_answer(network: TileNetwork, tiles_NHWC: np.ndarray) -> Answer:
@@ -110,7 +69,7 @@ def reference_answer(network: TileNetwork, tiles_NHWC: np.ndarray) -> Answer:
             with a constant proves nothing.
     """
     served = ServedNetwork(network).eval()
-    with _one_thread(), torch.inference_mode():
+    with one_torch_thread(), torch.inference_mode():
         parts = [served(tiles) for tiles in torch.from_numpy(tiles_NHWC).split(_REFERENCE_BATCH)]
     answer = Answer(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
     if not np.isfinite(answer.probabilities).all():
@@ -119,7 +78,7 @@ def reference_answer(network: TileNetwork, tiles_NHWC: np.ndarray) -> Answer:
             "Train again. Nothing was published."
         )
     spread = float(np.ptp(_log(answer.probabilities), axis=0).max())
-    if spread <= LOG_PROBABILITY_TOLERANCE:
+    if spread <= (TOLERANCES["fp32"].max_log_diff or 0.0):
         raise ParityError(
             f"The network gives the same answer to all {len(tiles_NHWC)} golden tiles (logarithms of probabilities "
             f"vary by {spread:.3g}), so that a fault of the artefact could not be seen. Is it trained? Otherwise give "
@@ -129,7 +88,14 @@ def reference_answer(network: TileNetwork, tiles_NHWC: np.ndarray) -> Answer:
 
 
 def check_parity(
-    format_name: str, run: Runner, tiles_NHWC: np.ndarray, expected: Answer, *, max_batch: int
+    format_name: str,
+    run: Runner,
+    tiles_NHWC: np.ndarray,
+    expected: Answer,
+    *,
+    max_batch: int,
+    precision: str = "fp32",
+    truth: Truth | None = None,
 ) -> Parity:
     """Compare an artefact with PyTorch on all tiles, at batch 1, 2 and `max_batch`.
 
@@ -139,32 +105,93 @@ def check_parity(
         tiles_NHWC: uint8 [N, S, S, 3] RGB; taken again from the start where a batch needs more of them.
         expected: PyTorch's answer to the same tiles.
         max_batch: the largest batch that will be served.
+        precision: key of `TOLERANCES`.
+        truth: labels and patients of the tiles, for the patients' AUC and log loss.
 
     Raises:
-        ParityError: an answer is missing, of another shape or dtype, not finite, or differs.
+        ParityError: an answer is missing, of another shape or dtype, not finite, or differs by more than allowed.
+        GoldenTilesError: too few tiles for this precision.
     """
+    tolerance = TOLERANCES[precision]
+    if len(tiles_NHWC) < tolerance.least_tiles:
+        raise GoldenTilesError(
+            f"{format_name}: {precision} is compared on at least {tolerance.least_tiles} tiles, there are "
+            f"{len(tiles_NHWC)}. Give more with --tiles."
+        )
     batches = tuple(sorted({size for size in (1, 2, max_batch) if size <= max_batch}))
-    max_abs_diff = max_log_diff = 0.0
-    with _one_thread():
+    seen = []
+    with one_torch_thread():
         for size in batches:
+            answers_NK = np.empty_like(expected.probabilities)
+            labels_N = np.empty_like(expected.label_index[:, 0])
             for indices in _batches(len(tiles_NHWC), size):
                 where = f"{format_name}, batch {size}, tiles {indices[0]} to {indices[-1]}"
                 theirs = _run(run, np.ascontiguousarray(tiles_NHWC[indices]), where)
-                ours = Answer(*(column[indices] for column in expected))
-                abs_diff, log_diff = _differences(theirs, ours, where)
-                max_abs_diff, max_log_diff = max(max_abs_diff, abs_diff), max(max_log_diff, log_diff)
-    return Parity(len(tiles_NHWC), batches, max_abs_diff, max_log_diff)
+                _check_batch(theirs, Answer(*(column[indices] for column in expected)), tolerance, where)
+                answers_NK[indices], labels_N[indices] = theirs.probabilities, theirs.label_index[:, 0]
+            seen.append((answers_NK, labels_N))
+    measured = _summary(precision, batches, seen, expected, truth)
+    problems = problems_of(measured, tolerance)
+    if problems:
+        raise ParityError(f"{format_name}: {'; '.join(problems)}. Nothing was published.")
+    return measured
+
+
+def problems_of(measured: Parity, tolerance: Tolerance) -> list[str]:
+    """What a measurement over all tiles violates, with the figures; [] if nothing."""
+    problems = []
+    flips = measured.label_flips / measured.tiles
+    if flips > tolerance.flip_share:
+        problems.append(
+            f"{measured.label_flips} labels of {measured.tiles} differ from PyTorch's, {flips:.2%} "
+            f"(allowed {tolerance.flip_share:.1%})"
+        )
+    if measured.mean_abs_diff > tolerance.mean_abs_diff:
+        problems.append(
+            f"probabilities differ from PyTorch by {measured.mean_abs_diff:.3g} in the mean "
+            f"(allowed {tolerance.mean_abs_diff:g})"
+        )
+    least_db = tolerance.least_log_snr_db
+    if least_db is not None and measured.log_snr_db is not None and measured.log_snr_db < least_db:
+        problems.append(
+            f"the logarithms of probabilities follow PyTorch's with {measured.log_snr_db:.1f} dB "
+            f"(at least {least_db:g})"
+        )
+    if measured.patient_auc is not None:
+        before, after = measured.patient_auc
+        if before - after > tolerance.auc_fall:
+            problems.append(
+                f"the AUC of {measured.patients} patients falls from {before:.4f} to {after:.4f} "
+                f"(allowed {tolerance.auc_fall:g})"
+            )
+    if measured.patient_log_loss is not None:
+        before, after = measured.patient_log_loss
+        if after - before > tolerance.log_loss_rise:
+            problems.append(
+                f"the log loss of {measured.patients} patients rises from {before:.4f} to {after:.4f} "
+                f"(allowed {tolerance.log_loss_rise:g})"
+            )
+    return problems
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    # As each instance is served; and threads of torch that spin for a busy core make small batches ten times slower.
+def one_torch_thread() -> Iterator[None]:
+    """One thread, as each instance is served; spinning ones make small batches ten times slower on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def log_snr_db(ours_NK: np.ndarray, theirs_NK: np.ndarray) -> float | None:
+    """Agreement of log-probabilities in decibel, see `exporters.tolerances`; None where they are equal."""
+    ours, theirs = _log(ours_NK), _log(theirs_NK)
+    error, signal = float(((theirs - ours) ** 2).mean()), float(ours.var(axis=0).mean())
+    if error == 0.0 or signal == 0.0:
+        return None
+    return 10.0 * float(np.log10(signal / error))
 
 
 def _batches(count: int, size: int) -> Iterator[np.ndarray]:
@@ -183,7 +210,7 @@ def _run(run: Runner, tiles_NHWC: np.ndarray, where: str) -> Answer:
         ) from error
 
 
-def _differences(theirs: Answer, ours: Answer, where: str) -> tuple[float, float]:
+def _check_batch(theirs: Answer, ours: Answer, tolerance: Tolerance, where: str) -> None:
     for name, got, wanted in zip(Answer._fields, theirs, ours, strict=True):
         if got.shape != wanted.shape or got.dtype != wanted.dtype:
             raise ParityError(
@@ -200,13 +227,86 @@ def _differences(theirs: Answer, ours: Answer, where: str) -> tuple[float, float
     )
     log_diff = float(np.abs(_log(theirs.probabilities) - _log(ours.probabilities)).max())
     wrong_labels = int((theirs.label_index != ours.label_index).sum())
-    if abs_diff > PROBABILITY_TOLERANCE or log_diff > LOG_PROBABILITY_TOLERANCE or wrong_labels:
+    too_far_in_log = tolerance.max_log_diff is not None and log_diff > tolerance.max_log_diff
+    too_many_labels = tolerance.flip_share == 0.0 and wrong_labels > 0
+    if abs_diff > tolerance.max_abs_diff or too_far_in_log or too_many_labels:
+        held_to = f" (allowed {tolerance.max_log_diff:g})" if tolerance.max_log_diff is not None else ""
         raise ParityError(
-            f"{where}: probabilities differ from PyTorch by up to {abs_diff:.3g} (allowed {PROBABILITY_TOLERANCE:g}), "
-            f"their logarithms by {log_diff:.3g} (allowed {LOG_PROBABILITY_TOLERANCE:g}), {wrong_labels} labels of "
+            f"{where}: probabilities differ from PyTorch by up to {abs_diff:.3g} (allowed {tolerance.max_abs_diff:g}), "
+            f"their logarithms by {log_diff:.3g}{held_to}, {wrong_labels} labels of "
             f"{len(ours.label_index)} differ. Nothing was published."
         )
-    return abs_diff, log_diff
+    # Label and confidence come out of the same graph as the probabilities; whatever the precision, they belong together.
+    said = np.take_along_axis(theirs.probabilities, theirs.label_index, axis=1)
+    if np.abs(said - theirs.confidence).max() > tolerance.max_abs_diff or not np.allclose(
+        said, theirs.probabilities.max(axis=1, keepdims=True), atol=1e-6
+    ):
+        raise ParityError(
+            f"{where}: label_index and confidence do not belong to the probabilities. Nothing was published."
+        )
+
+
+def _summary(
+    precision: str,
+    batches: tuple[int, ...],
+    seen: list[tuple[np.ndarray, np.ndarray]],
+    expected: Answer,
+    truth: Truth | None,
+) -> Parity:
+    ours_NK, ours_N = expected.probabilities, expected.label_index[:, 0]
+    answers_NK = seen[-1][0]  # at the largest batch, as most tiles are served
+    decibels = [value for values_NK, _ in seen if (value := log_snr_db(ours_NK, values_NK)) is not None]
+    patients, auc, log_loss = (
+        _of_patients(ours_NK, answers_NK, truth) if truth is not None else (0, None, None)
+    )
+    return Parity(
+        precision=precision,
+        tiles=len(ours_NK),
+        batches=batches,
+        max_abs_diff=max(float(np.abs(values_NK - ours_NK).max()) for values_NK, _ in seen),
+        max_log_diff=max(float(np.abs(_log(values_NK) - _log(ours_NK)).max()) for values_NK, _ in seen),
+        mean_abs_diff=max(float(np.abs(values_NK - ours_NK).mean()) for values_NK, _ in seen),
+        log_snr_db=min(decibels, default=None),
+        label_flips=max(int((labels_N != ours_N).sum()) for _, labels_N in seen),
+        patients=patients,
+        patient_auc=auc,
+        patient_log_loss=log_loss,
+    )
+
+
+_Pair = tuple[float, float]
+
+
+def _of_patients(
+    ours_NK: np.ndarray, theirs_NK: np.ndarray, truth: Truth
+) -> tuple[int, _Pair | None, _Pair | None]:
+    """Patients, and PyTorch's and the artefact's AUC and log loss on the mean answers of each."""
+    known = [
+        (row, image_id, patient_id, truth.class_names.index(label))
+        for row, (label, image_id, patient_id) in enumerate(
+            zip(truth.labels_N, truth.images_N, truth.patients_N, strict=True)
+        )
+        if label in truth.class_names and image_id is not None and patient_id is not None
+    ]
+    if not known:
+        return 0, None, None
+    rows = [row for row, *_ in known]
+    label_of = {patient_id: label for _, _, patient_id, label in known}
+    patient_of = {image_id: patient_id for _, image_id, patient_id, _ in known}
+    scored = []
+    for values_NK in (ours_NK, theirs_NK):
+        of_patient = slides_to_patients(
+            by_slide(values_NK[rows], [image for _, image, *_ in known]), patient_of
+        )
+        labels = [label_of[patient_id] for patient_id in of_patient]
+        values_PK = np.stack(list(of_patient.values()))
+        scored.append((roc_auc(labels, values_PK), weighted_log_loss(labels, values_PK)))
+    (auc, loss), (their_auc, their_loss) = scored
+    return (
+        len(label_of),
+        (auc, their_auc) if np.isfinite([auc, their_auc]).all() else None,
+        (loss, their_loss),
+    )
 
 
 def _log(probabilities: np.ndarray) -> np.ndarray:

@@ -81,7 +81,7 @@ class Publication:
         Raises:
             RepositoryError: the disk is full, or not writable.
         """
-        staged = self._aside / "new" / path
+        staged = self.staged(path)
         with _as_repository_error(self.repository):
             staged.parent.mkdir(parents=True, exist_ok=True)
             with staged.open("wb") as stream:
@@ -89,6 +89,14 @@ class Publication:
                 stream.flush()
                 os.fsync(stream.fileno())
         return staged
+
+    def staged(self, path: str) -> Path:
+        """Where a staged file lies until `publish`."""
+        return self._aside / "new" / path
+
+    def withdraw(self, model: str) -> None:
+        """Forget what was staged for a model."""
+        shutil.rmtree(self._aside / "new" / model, ignore_errors=True)
 
     def publish(self, models_in_order: Sequence[str]) -> None:
         """Rename everything that was staged into the repository, or nothing.

@@ -2,104 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
-import json
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from exporters import parity
-from exporters.errors import FormatError, RepositoryError
+from exporters.acceptance import UNPROVEN, judge
+from exporters.comparison_tiles import ComparisonTiles, calibration_tiles, comparison_tiles
+from exporters.draft import Draft, ExportedFormat, ServingOptions, exported_format
+from exporters.errors import FormatError, ParityError
 from exporters.formats import formats_named
-from exporters.formats.interface import ServedFormat
+from exporters.formats.interface import Answer, Artifact, Network, Runner, ServedFormat
+from exporters.parity import check_parity, reference_answer
 from exporters.publication import Publication, hold_repository
-from exporters.triton_config import (
-    CLASSIFIER_MODEL,
-    CONFIG_FILENAME,
-    INSTANCE_KINDS,
-    LABELS_FILENAME,
-    NETWORK_PREFIX,
-    PREPROCESS_MODEL,
-    ModelConfig,
-    classifier_config,
-    from_text,
-    labels_text,
-    network_config,
-    preprocess_config,
-    to_text,
-)
-from slides.decode import MAX_TILE_BYTES, MAX_TILE_PIXELS
-from training.checkpoint import Checkpoint
 from training.checkpoint import load as load_checkpoint
 
-RELEASE_FILENAME = "release.json"
-RELEASE_FORMAT = "clotline.release"
-RELEASE_FORMAT_VERSION = 1
-LARGEST_BATCH = 1024
-MOST_INSTANCES = 64
-_HAND_WRITTEN_PREPROCESS = Path(__file__).resolve().parent.parent / "model_repository" / PREPROCESS_MODEL
-
-
-@dataclasses.dataclass(frozen=True)
-class ServingOptions:
-    """How the exported models are to be served.
-
-    Attributes:
-        max_batch: most tiles in one execution, 1 to 1024; the gate proves this size too.
-        instances: executions of preprocessing and of the first format's network at the same time, 1 to 64; networks
-            of further formats, which are there to be compared with, have one.
-        instance_kind: where the network runs, a key of `triton_config.INSTANCE_KINDS`.
-        versions_loaded: newest versions of a network that the server loads, 1 or 2. With 2, an ensemble still
-            pinned to the version before goes on answering during a release; it costs the memory and the start-up
-            time of both. A version before of another shape is never kept loaded.
-
-    Raises:
-        FormatError: naming every value that is out of range.
-    """
-
-    max_batch: int = 8
-    instances: int = 2
-    instance_kind: str = "cpu"
-    versions_loaded: int = 1
-
-    def __post_init__(self) -> None:
-        problems = []
-        if not 1 <= self.max_batch <= LARGEST_BATCH:
-            problems.append(f"max_batch must be from 1 to {LARGEST_BATCH}, not {self.max_batch}")
-        if not 1 <= self.instances <= MOST_INSTANCES:
-            problems.append(f"instances must be from 1 to {MOST_INSTANCES}, not {self.instances}")
-        if self.instance_kind not in INSTANCE_KINDS:
-            problems.append(
-                f"instance_kind must be one of {', '.join(INSTANCE_KINDS)}, not {self.instance_kind!r}"
-            )
-        if self.versions_loaded not in (1, 2):
-            problems.append(f"versions_loaded must be 1 or 2, not {self.versions_loaded}")
-        if problems:
-            raise FormatError("; ".join(problems))
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportedFormat:
-    """One network of a release.
-
-    Attributes:
-        model: the Triton model that holds it.
-        classifiers: the ensembles that answer with it.
-        artifact_bytes: size of its file.
-        artifact_sha256: of its file.
-        parity: how closely it follows PyTorch.
-    """
-
-    model: str
-    classifiers: tuple[str, ...]
-    artifact_bytes: int
-    artifact_sha256: str
-    parity: parity.Parity
+__all__ = ["ExportedFormat", "Release", "ServingOptions", "export_checkpoint"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +32,8 @@ class Release:
         repository: where.
         version: version of every network and ensemble in `formats`.
         models: all models written, preprocessing included, in the order of publication.
-        formats: by name, in the order asked for; `tile_classifier` answers with the first.
+        formats: by name, in the order asked for; `tile_classifier` answers with the first. One that is unproven and
+            was not asked to be published has no classifiers.
     """
 
     repository: Path
@@ -123,9 +46,11 @@ def export_checkpoint(
     checkpoint_dir: Path | str,
     repository: Path | str,
     format_names: Sequence[str],
-    options: ServingOptions = ServingOptions(),
+    options: ServingOptions | None = None,
     *,
-    tiles_dir: Path | str | None = None,
+    tiles_source: Path | str | None = None,
+    calibration_source: Path | str | None = None,
+    publish_unproven: bool = False,
     interrupted: threading.Event | None = None,
 ) -> Release:
     """Export a checkpoint to a Triton model repository: build, prove, then publish all of it or nothing.
@@ -135,49 +60,78 @@ def export_checkpoint(
         repository: model repository; made if it does not exist.
         format_names: keys of `exporters.formats.FORMATS`; `tile_classifier` answers with the first, each further
             one gets `tile_classifier_<format>`.
-        options: how to serve.
-        tiles_dir: JPEG or PNG tiles for the parity gate, instead of the checkpoint's golden tiles.
+        options: how to serve; the defaults if None.
+        tiles_source: tiles for the parity gate, instead of the checkpoint's golden tiles; see
+            `exporters.comparison_tiles`.
+        calibration_source: tiles to calibrate INT8 with, of the training data.
+        publish_unproven: also publish formats that this machine cannot prove, never as `tile_classifier`.
         interrupted: once set, nothing is published; looked at just before publication.
 
     Raises:
         KeyboardInterrupt: `interrupted` was set.
-        FormatError: unknown format.
+        FormatError: unknown format, or one that cannot be built on this machine or with what was given.
         training.errors.CheckpointError: the checkpoint is missing, damaged or of another version.
         GraphError, GoldenTilesError, ParityError, RepositoryError: see `exporters.errors`.
     """
+    options = options or ServingOptions()
     formats = formats_named(format_names)
+    for fmt in formats:
+        fmt.require()
+    calibrated = [fmt.name for fmt in formats if fmt.calibrated]
+    if calibrated and calibration_source is None:
+        raise FormatError(
+            f"{', '.join(calibrated)} has to be calibrated with tiles that the network was trained on: give the data "
+            "set, tile store or directory with --calibration-tiles."
+        )
     repository = Path(repository).absolute()
-    with hold_repository(repository), tqdm(total=3 * len(formats) + 1, unit="step", leave=False) as progress:
+    with (
+        hold_repository(repository),
+        tqdm(total=3 * len(formats) + 1, unit="step", leave=False) as progress,
+        contextlib.ExitStack() as scratch,
+    ):
         progress.set_description("reading the checkpoint")
         checkpoint = load_checkpoint(checkpoint_dir)
-        tiles_NHWC = parity.decode_golden_tiles(
-            parity.read_tiles(Path(tiles_dir)) if tiles_dir is not None else _golden_tiles(checkpoint),
+        tiles = comparison_tiles(checkpoint, Path(tiles_source) if tiles_source is not None else None)
+        network = Network(
+            checkpoint.model.backbone,
+            checkpoint.spec.mean,
+            checkpoint.spec.std,
             checkpoint.spec.input_size_px,
+            options.max_batch,
+            calibration_tiles(checkpoint, Path(calibration_source))
+            if calibrated and calibration_source is not None
+            else None,
         )
-        expected = parity.reference_answer(checkpoint.model, tiles_NHWC)
+        gate = _Gate(network, tiles, reference_answer(checkpoint.model, tiles.tiles_NHWC), scratch, progress)
         progress.update()
         with Publication(repository) as publication:
-            draft = _Draft(repository, checkpoint, options, publication, formats)
+            draft = Draft(repository, checkpoint, options, publication, formats)
             exported = {}
             for number, fmt in enumerate(formats):
                 progress.set_description(f"{fmt.name}: building")
-                artifact = fmt.build(
-                    checkpoint.model.backbone,
-                    checkpoint.spec.mean,
-                    checkpoint.spec.std,
-                    checkpoint.spec.input_size_px,
-                )
-                staged = publication.stage(
-                    f"{fmt.model_name}/{draft.version}/{fmt.artifact_filename}", artifact
+                artifact = gate.build(fmt)
+                for filename, content in artifact.files.items():
+                    publication.stage(draft.path_of(fmt, filename), content)
+                progress.update()
+                outcome = gate.pass_through(
+                    fmt, artifact, publication.staged(draft.path_of(fmt, fmt.artifact_filename))
                 )
                 progress.update()
-                progress.set_description(f"{fmt.name}: comparing with PyTorch")
-                measured = parity.check_parity(
-                    fmt.name, fmt.open(staged), tiles_NHWC, expected, max_batch=options.max_batch
-                )
-                progress.update()
-                progress.set_description(f"{fmt.name}: configuring")
-                exported[fmt.name] = draft.add(fmt, artifact, measured, first=number == 0)
+                unproven = outcome.acceptance.status == UNPROVEN
+                if unproven and number == 0:
+                    raise ParityError(
+                        f"{fmt.name} cannot be tile_classifier, because it is unproven here: "
+                        f"{'; '.join(outcome.acceptance.reasons)}. Name a format first that this machine can prove. "
+                        "Nothing was published."
+                    )
+                if unproven and not publish_unproven:
+                    publication.withdraw(fmt.model_name)
+                    exported[fmt.name] = outcome
+                else:
+                    progress.set_description(f"{fmt.name}: configuring")
+                    exported[fmt.name] = draft.add(
+                        fmt, artifact, outcome.parity, outcome.acceptance, first=number == 0
+                    )
                 progress.update()
             progress.set_description("publishing")
             models = draft.models_in_order()
@@ -187,186 +141,56 @@ def export_checkpoint(
     return Release(repository, draft.version, tuple(models), exported)
 
 
-def _golden_tiles(checkpoint: Checkpoint) -> list[tuple[str, bytes]]:
-    return [(f"golden tile {number}", tile.data) for number, tile in enumerate(checkpoint.golden_tiles)]
+@dataclasses.dataclass
+class _Gate:
+    """Builds formats and proves them; an FP32 format that others have to beat is built once."""
 
+    network: Network
+    tiles: ComparisonTiles
+    expected: Answer
+    scratch: contextlib.ExitStack
+    progress: tqdm
+    built: dict[str, Artifact] = dataclasses.field(default_factory=dict)
+    runners: dict[str, Runner] = dataclasses.field(default_factory=dict)
 
-class _Draft:
-    """The configurations of a release, staged one by one."""
+    def build(self, fmt: ServedFormat) -> Artifact:
+        if fmt.name not in self.built:
+            self.built[fmt.name] = fmt.build(self.network)
+        return self.built[fmt.name]
 
-    def __init__(
-        self,
-        repository: Path,
-        checkpoint: Checkpoint,
-        options: ServingOptions,
-        publication: Publication,
-        formats: Sequence[ServedFormat],
-    ) -> None:
-        self.repository = repository
-        self.options = options
-        self.publication = publication
-        self.spec = checkpoint.spec
-        self.manifest = checkpoint.manifest
-        self.labels = labels_text(checkpoint.spec.class_names)
-        self.version = 1 + max(
-            (
-                version
-                for pattern in (f"{NETWORK_PREFIX}*", f"{CLASSIFIER_MODEL}*")
-                for model in repository.glob(pattern)
-                for version in _versions(model)
-            ),
-            default=0,
-        )
-        self._networks: list[str] = []
-        self._classifiers: list[str] = []
-        _refuse_to_strand(
-            repository, {fmt.model_name for fmt in formats}, self.spec.input_size_px, options.max_batch
-        )
-        self.preprocess_version = self._stage_preprocess()
-
-    def add(
-        self, fmt: ServedFormat, artifact: bytes, measured: parity.Parity, *, first: bool
-    ) -> ExportedFormat:
-        """Stage the configuration of a network, and of the ensembles that answer with it."""
-        network = self._network_config(fmt, instances=self.options.instances if first else 1)
-        self._stage_model(network)
-        self._networks.append(network.name)
-        classifiers = [CLASSIFIER_MODEL] if first else []
-        of_its_own = f"{CLASSIFIER_MODEL}_{fmt.name}"
-        # An ensemble of an earlier export is pinned anew, lest it point to a version that is no longer loaded.
-        if not first or (self.repository / of_its_own).exists():
-            classifiers.append(of_its_own)
-        exported = ExportedFormat(
-            network.name, tuple(classifiers), len(artifact), hashlib.sha256(artifact).hexdigest(), measured
-        )
-        origin = {
-            "weights_sha256": self.manifest["weights_sha256"],
-            "git_commit": self.manifest.get("git_commit"),
-            "architecture": self.manifest["architecture"],
-            "format": fmt.name,
-        }
-        for name in classifiers:
-            config = classifier_config(
-                name,
-                network=network,
-                tensors=fmt.tensors,
-                network_version=self.version,
-                preprocess_version=self.preprocess_version,
-                parameters={"clotline_spec": self.spec.to_json(), "clotline_checkpoint": _compact(origin)},
+    def pass_through(self, fmt: ServedFormat, artifact: Artifact, path: Path) -> ExportedFormat:
+        """Raises ParityError, or says how well it did."""
+        self.progress.set_description(f"{fmt.name}: comparing with PyTorch")
+        run = measured = None
+        if fmt.runs_here():
+            run = self.runners[fmt.name] = fmt.open(path)
+            measured = check_parity(
+                fmt.name,
+                run,
+                self.tiles.tiles_NHWC,
+                self.expected,
+                max_batch=self.network.max_batch,
+                precision=fmt.precision,
+                truth=self.tiles.truth,
             )
-            self._stage_model(config)
-            # Triton wants the version directory of an ensemble to exist; copies to where empty directories
-            # are lost (git, object stores) keep one that holds a file.
-            self.publication.stage(
-                f"{name}/{self.version}/{RELEASE_FILENAME}", self._release_json(origin, exported).encode()
-            )
-            self._classifiers.append(name)
-        return exported
-
-    def models_in_order(self) -> list[str]:
-        """Networks, then preprocessing, then ensembles, `tile_classifier` last: each after what it refers to."""
-        ensembles = sorted(self._classifiers, key=lambda name: name == CLASSIFIER_MODEL)
-        return [*self._networks, PREPROCESS_MODEL, *ensembles]
-
-    def _network_config(self, fmt: ServedFormat, *, instances: int) -> ModelConfig:
-        def build(versions_loaded: int) -> ModelConfig:
-            return network_config(
-                fmt.model_name,
-                backend=fmt.backend,
-                artifact_filename=fmt.artifact_filename,
-                tensors=fmt.tensors,
-                parameters=fmt.parameters,
-                input_size_px=self.spec.input_size_px,
-                classes=len(self.spec.class_names),
-                max_batch=self.options.max_batch,
-                instances=instances,
-                instance_kind=self.options.instance_kind,
-                versions_loaded=versions_loaded,
-            )
-
-        new = build(self.options.versions_loaded)
-        old = _read_config(self.repository / fmt.model_name)
-        if old is None or (list(old.input) == list(new.input) and list(old.output) == list(new.output)):
-            return new
-        return build(1)  # a model has one configuration: it cannot describe the version before as well
-
-    def _stage_model(self, config: ModelConfig) -> None:
-        self.publication.stage(f"{config.name}/{CONFIG_FILENAME}", to_text(config).encode())
-        self.publication.stage(f"{config.name}/{LABELS_FILENAME}", self.labels.encode())
-
-    def _stage_preprocess(self) -> int:
-        version, source = _preprocess_source(self.repository)
-        self.publication.stage(f"{PREPROCESS_MODEL}/{version}/{source.name}", source.read_bytes())
-        config = preprocess_config(
-            input_size_px=self.spec.input_size_px,
-            max_batch=self.options.max_batch,
-            instances=self.options.instances,
-            max_tile_bytes=MAX_TILE_BYTES,
-            max_tile_pixels=MAX_TILE_PIXELS,
+        acceptance = judge(
+            fmt,
+            artifact,
+            measured,
+            run=run,
+            baseline=self._baseline(fmt.baseline) if fmt.baseline is not None else None,
+            tiles_NHWC=self.tiles.tiles_NHWC,
+            max_batch=self.network.max_batch,
         )
-        self.publication.stage(f"{PREPROCESS_MODEL}/{CONFIG_FILENAME}", to_text(config).encode())
-        return version
+        return exported_format(fmt, artifact, measured, acceptance)
 
-    def _release_json(self, origin: Mapping[str, Any], exported: ExportedFormat) -> str:
-        return _compact(
-            {
-                "format": RELEASE_FORMAT,
-                "version": RELEASE_FORMAT_VERSION,
-                "release": self.version,
-                "network": exported.model,
-                "artifact_sha256": exported.artifact_sha256,
-                "checkpoint": origin,
-                "parity": dataclasses.asdict(exported.parity),
-                "created_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            }
-        )
-
-
-def _preprocess_source(repository: Path) -> tuple[int, Path]:
-    """Version and file of the hand-written preprocess model: the one of this checkout, else the repository's own."""
-    for model in (_HAND_WRITTEN_PREPROCESS, repository / PREPROCESS_MODEL):
-        for version in sorted(_versions(model), reverse=True):
-            if (model / str(version) / "model.py").is_file():
-                return version, model / str(version) / "model.py"
-    raise RepositoryError(
-        f"The preprocess model is not at {_HAND_WRITTEN_PREPROCESS}. Run the exporter from a checkout of Clotline, or "
-        f"copy {PREPROCESS_MODEL} into the repository first."
-    )
-
-
-def _refuse_to_strand(repository: Path, exported: set[str], input_size_px: int, max_batch: int) -> None:
-    """All ensembles share `tile_preprocess`; one that is not exported anew must still fit to it."""
-    for model in sorted(repository.glob(f"{NETWORK_PREFIX}*")):
-        config = _read_config(model)
-        if config is None or model.name in exported or not config.input:
-            continue
-        if (
-            list(config.input[0].dims) != [input_size_px, input_size_px, 3]
-            or config.max_batch_size > max_batch
-        ):
-            served = f"{config.input[0].dims[0]} px, batches up to {config.max_batch_size}"
-            raise RepositoryError(
-                f"{repository} also serves {model.name} ({served}), which would no longer fit to the tiles of this "
-                f"export ({input_size_px} px, batches up to {max_batch}). Export all its formats at once, "
-                f"name another --repository, or delete {model.name} and the ensembles that use it."
-            )
-
-
-def _read_config(model: Path) -> ModelConfig | None:
-    path = model / CONFIG_FILENAME
-    try:
-        return from_text(path.read_text(encoding="utf-8"), origin=str(path)) if path.exists() else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RepositoryError(
-            f"{path} cannot be read: {error}. Repair or delete it, then export again."
-        ) from error
-
-
-def _versions(model: Path) -> list[int]:
-    if not model.is_dir():
-        return []
-    return [int(entry.name) for entry in model.iterdir() if entry.name.isdecimal() and entry.is_dir()]
-
-
-def _compact(document: Mapping[str, Any]) -> str:
-    return json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    def _baseline(self, name: str) -> tuple[Artifact, Runner | None]:
+        (fmt,) = formats_named([name])
+        artifact = self.build(fmt)
+        if name not in self.runners and fmt.runs_here():
+            self.progress.set_description(f"{name}: to be beaten")
+            directory = Path(self.scratch.enter_context(tempfile.TemporaryDirectory(prefix="clotline-fp32-")))
+            for filename, content in artifact.files.items():
+                (directory / filename).write_bytes(content)
+            self.runners[name] = fmt.open(directory / fmt.artifact_filename)
+        return artifact, self.runners.get(name)

@@ -91,12 +91,13 @@ def network_config(
     instances: int,
     instance_kind: str,
     versions_loaded: int,
+    platform: str = "",
 ) -> triton.ModelConfig:
     """Configuration of a network for the native or a Python-based backend of that name.
 
     Args:
         name: the model's name, ``tile_network_<format>``.
-        backend: ``onnxruntime`` or ``pytorch``.
+        backend: ``onnxruntime``, ``pytorch``, ``openvino`` or ``tensorrt``.
         artifact_filename: file in the version directory.
         tensors: names of the tensors as the backend expects them.
         parameters: the backend's own documented parameters.
@@ -107,9 +108,14 @@ def network_config(
         instance_kind: one of INSTANCE_KINDS.
         versions_loaded: newest versions that the server loads. 2 lets an ensemble that is pinned to the version before go on answering
             while a new version is brought in; 1 where the versions differ in shape.
+        platform: Triton's platform, where a backend tells its formats apart by it.
     """
     config = triton.ModelConfig(
-        name=name, backend=backend, max_batch_size=max_batch, default_model_filename=artifact_filename
+        name=name,
+        backend=backend,
+        platform=platform,
+        max_batch_size=max_batch,
+        default_model_filename=artifact_filename,
     )
     config.version_policy.latest.num_versions = versions_loaded
     config.input.add(name=tensors.input, data_type=triton.TYPE_UINT8, dims=[input_size_px, input_size_px, 3])

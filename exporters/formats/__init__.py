@@ -12,8 +12,25 @@ from exporters.errors import FormatError
 if TYPE_CHECKING:
     from exporters.formats.interface import ServedFormat
 
-FORMATS = MappingProxyType({"onnx": "Onnx", "torchscript": "TorchScript"})
-"""Name of a format -> class in the module of that name; a module is imported when its format is asked for."""
+FORMATS = MappingProxyType(
+    {
+        "onnx": "onnx.Onnx",
+        "onnx-fp16": "onnx_fp16.OnnxFp16",
+        "onnx-int8": "onnx_int8.OnnxInt8",
+        "torchscript": "torchscript.TorchScript",
+        "torch-aoti": "torch_aoti.TorchAoti",
+        "openvino": "openvino.OpenVino",
+        "openvino-bf16": "openvino.OpenVinoBf16",
+        "openvino-int8": "openvino.OpenVinoInt8",
+        "tensorrt": "tensorrt.TensorRt",
+        "tensorrt-fp16": "tensorrt.TensorRtFp16",
+        "tensorrt-int8": "tensorrt.TensorRtInt8",
+        "tensorrt-rtx": "tensorrt.TensorRtRtx",
+        "tensorrt-rtx-fp16": "tensorrt.TensorRtRtxFp16",
+        "tensorrt-rtx-int8": "tensorrt.TensorRtRtxInt8",
+    }
+)
+"""Name of a format -> module and class; a module is imported when its format is asked for."""
 
 
 def formats_named(names: Sequence[str]) -> list[ServedFormat]:
@@ -31,4 +48,10 @@ def formats_named(names: Sequence[str]) -> list[ServedFormat]:
         )
     if len(set(names)) != len(names):
         raise FormatError(f"A format is named twice in {','.join(names)}; name each once.")
-    return [getattr(importlib.import_module(f"{__name__}.{name}"), FORMATS[name])() for name in names]
+    return [_format(name) for name in names]
+
+
+def _format(name: str) -> ServedFormat:
+    module, class_name = FORMATS[name].split(".")
+    fmt: ServedFormat = getattr(importlib.import_module(f"{__name__}.{module}"), class_name)()
+    return fmt

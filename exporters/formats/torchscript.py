@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import torch
-from torch import nn
 
-from exporters.errors import GraphError
-from exporters.formats.interface import Answer, Runner, ServedFormat
+from exporters.errors import DamagedArtifactError, GraphError
+from exporters.formats.interface import Answer, Artifact, Network, Runner, ServedFormat
 from exporters.served_graph import ServedGraph
 from exporters.triton_config import NetworkTensors
 
@@ -34,12 +33,10 @@ class TorchScript(ServedFormat):
     )
     parameters: Mapping[str, str] = MappingProxyType({"INTRA_OP_THREAD_COUNT": "1"})
 
-    def build(
-        self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float], input_size_px: int
-    ) -> bytes:
+    def build(self, network: Network) -> Artifact:
         """See ServedFormat. Freezing folds batch normalisation into the convolutions."""
-        graph = ServedGraph(backbone, mean, std, channels_last=True).eval()
-        example = torch.zeros((2, input_size_px, input_size_px, 3), dtype=torch.uint8)
+        graph = ServedGraph(network.backbone, network.mean, network.std, channels_last=True).eval()
+        example = torch.zeros((2, network.input_size_px, network.input_size_px, 3), dtype=torch.uint8)
         written = io.BytesIO()
         try:
             with warnings.catch_warnings(), torch.no_grad():
@@ -52,7 +49,7 @@ class TorchScript(ServedFormat):
                 f"The network cannot be written as TorchScript: {type(error).__name__}: {error}. "
                 "Export it as onnx, or change the architecture."
             ) from error
-        return written.getvalue()
+        return Artifact({self.artifact_filename: written.getvalue()})
 
     def open(self, path: Path) -> Runner:
         """See ServedFormat."""
@@ -61,7 +58,9 @@ class TorchScript(ServedFormat):
                 warnings.simplefilter("ignore")
                 module = torch.jit.load(io.BytesIO(path.read_bytes()), map_location="cpu")
         except Exception as error:  # torch raises RuntimeError, OSError, UnpicklingError and more
-            raise GraphError(f"PyTorch cannot open {path}: {type(error).__name__}: {error}") from error
+            raise DamagedArtifactError(
+                f"PyTorch cannot open {path}: {type(error).__name__}: {error}"
+            ) from error
 
         def run(tiles_NHWC: np.ndarray) -> Answer:
             with torch.inference_mode():

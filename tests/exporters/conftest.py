@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from exporters.formats.interface import Network
 from slides.decode import encode_tile
 from slides.spec import ModelSpec
 from training import checkpoint, network
@@ -76,6 +77,13 @@ def checkpoint_dir(make_checkpoint: MakeCheckpoint) -> Path:
 def loaded(checkpoint_dir: Path) -> checkpoint.Checkpoint:
     """The same, loaded."""
     return checkpoint.load(checkpoint_dir)
+
+
+@pytest.fixture(scope="session")
+def network_of(loaded: checkpoint.Checkpoint) -> Network:
+    """Its network, as formats get it."""
+    spec = loaded.spec
+    return Network(loaded.model.backbone, spec.mean, spec.std, spec.input_size_px)
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from exporters.comparison_tiles import decode_tiles, golden_tiles, read_tiles
 from exporters.errors import GoldenTilesError, ParityError
 from exporters.formats import formats_named
 from exporters.formats.interface import Answer, Runner
-from exporters.parity import check_parity, decode_golden_tiles, read_tiles, reference_answer
+from exporters.parity import check_parity, reference_answer
 from exporters.served_graph import ServedGraph
 from slides.decode import encode_tile
 from training import network
@@ -23,8 +24,7 @@ from training.checkpoint import Checkpoint
 
 @pytest.fixture(scope="module")
 def tiles_NHWC(loaded: Checkpoint) -> np.ndarray:
-    encoded = [(tile.image_id, tile.data) for tile in loaded.golden_tiles]
-    return decode_golden_tiles(encoded, loaded.spec.input_size_px)
+    return decode_tiles(golden_tiles(loaded), loaded.spec.input_size_px)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def test_a_network_that_answers_the_same_to_all_tiles_proves_nothing(
 
 def test_tiles_that_are_missing_or_no_tiles_are_named(tmp_path: Path) -> None:
     with pytest.raises(GoldenTilesError, match="--tiles"):
-        decode_golden_tiles([], 64)
+        decode_tiles([], 64)
     with pytest.raises(GoldenTilesError, match="cannot be read"):
         read_tiles(tmp_path / "none")
     with pytest.raises(GoldenTilesError, match="no JPEG or PNG"):
@@ -191,6 +191,6 @@ def test_tiles_that_are_missing_or_no_tiles_are_named(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(b"no image")
     (tmp_path / "notes.txt").write_text("not read")
     tiles = read_tiles(tmp_path)
-    assert [Path(name).name for name, _ in tiles] == ["a.jpg", "b.png"]
+    assert [Path(tile.name).name for tile in tiles] == ["a.jpg", "b.png"]
     with pytest.raises(GoldenTilesError, match=r"b\.png is no tile"):
-        decode_golden_tiles(tiles, 64)
+        decode_tiles(tiles, 64)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
-from torch import nn
 
 from exporters import release
 from exporters.errors import FormatError, ParityError, RepositoryBusyError, RepositoryError
+from exporters.formats.interface import Artifact, Network
 from exporters.formats.torchscript import TorchScript
 from exporters.publication import hold_repository
 from exporters.release import ServingOptions, export_checkpoint
@@ -144,10 +145,8 @@ def test_a_format_left_behind_is_not_stranded(
 class Faulty(TorchScript):
     """A format that leaves the normalisation out."""
 
-    def build(
-        self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float], input_size_px: int
-    ) -> bytes:
-        return super().build(backbone, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), input_size_px)
+    def build(self, network: Network) -> Artifact:
+        return super().build(dataclasses.replace(network, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
 
 
 def test_a_fault_in_the_second_format_publishes_neither(

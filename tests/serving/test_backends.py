@@ -1,4 +1,4 @@
-"""The Python-based `onnxruntime` and `pytorch` backends honour the native backends' settings and refuse the rest."""
+"""The Python-based `onnxruntime`, `pytorch` and `openvino` backends honour the native backends' settings and refuse the rest."""
 
 from __future__ import annotations
 
@@ -123,3 +123,50 @@ def test_what_cannot_be_honoured_is_refused(tiny_repository: Path, launch: Launc
     ):
         assert says in errors, f"{says!r} is missing in:\n{errors}"
     assert "Traceback" not in errors
+
+
+OPENVINO_CONFIG = TINY_CONFIG.replace("onnxruntime", "openvino")
+
+
+def add_openvino(repository: Path, config: str, *, name: str) -> Path:
+    """The tiny model in OpenVINO's intermediate representation; returns its version directory."""
+    openvino = pytest.importorskip("openvino", reason="the openvino format is an extra")
+    version = make_tiny(repository, config=config, name=name) / name / "1"
+    openvino.save_model(openvino.Core().read_model(str(version / "model.onnx")), str(version / "model.xml"))
+    (version / "model.onnx").unlink()
+    return version
+
+
+def test_openvino_honours_the_native_settings_and_refuses_the_rest(
+    tiny_repository: Path, launch: Launch, tmp_path: Path
+) -> None:
+    shutil.rmtree(tiny_repository / "tiny")
+    good = "".join(
+        parameter(key, value)
+        for key, value in (
+            ("INFERENCE_NUM_THREADS", "1"),
+            ("NUM_STREAMS", "1"),
+            ("PERFORMANCE_HINT", "LATENCY"),
+            ("ENABLE_BATCH_PADDING", "YES"),
+        )
+    )
+    add_openvino(tiny_repository, OPENVINO_CONFIG + good, name="ov")
+    add_openvino(tiny_repository, OPENVINO_CONFIG + parameter("HINT_BF16", "YES"), name="ov_bf16")
+    http = launch(tiny_repository, "--name", "openvino").ready()["http"]
+    assert infer(http, "ov") == infer(http, "ov_bf16") == [3.0, -4.0]
+
+    wrong = tmp_path / "wrong"
+    add_openvino(wrong, OPENVINO_CONFIG + parameter("TURBO", "1"), name="unknown")
+    add_openvino(wrong, OPENVINO_CONFIG + parameter("HINT_BF16", "NO"), name="hint")
+    add_openvino(wrong, OPENVINO_CONFIG.replace("FP32", "INT64"), name="retyped")
+    (add_openvino(wrong, OPENVINO_CONFIG, name="weightless") / "model.bin").unlink()
+    launched = launch(wrong, "--name", "openvino_wrong")
+    assert launched.process.wait(90) == 1
+    errors = launched.errors()
+    for says in (
+        "unknown parameter TURBO",
+        "HINT_BF16 must be YES, not 'NO'",
+        "input x is TYPE_INT64 in config.pbtxt, f32 in the network",
+        "model.bin does not exist",
+    ):
+        assert says in errors, f"{says!r} is missing in:\n{errors}"

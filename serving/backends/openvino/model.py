@@ -1,0 +1,183 @@
+"""Triton backend `openvino` for servers without the native one: a Python-based backend over OpenVINO's CPU plugin.
+
+It reads the native backend's documented settings (source: README of triton-inference-server/openvino_backend) and
+refuses every other one:
+  default_model_filename   (top level) default `model.xml`; `model.onnx` works, too
+  parameters: INFERENCE_NUM_THREADS, COMPILATION_NUM_THREADS (whole numbers), NUM_STREAMS (AUTO, NUMA or a number),
+              PERFORMANCE_HINT (LATENCY, THROUGHPUT or CUMULATIVE_THROUGHPUT), HINT_BF16 (YES),
+              ENABLE_BATCH_PADDING, SKIP_OV_DYNAMIC_BATCHSIZE, RESHAPE_IO_LAYERS (YES or NO; nothing to do here: a batch
+              is run at its own size)
+Without HINT_BF16 it computes in FP32, also where OpenVINO would choose BF16.
+Requests that Triton hands over together run as one batch; if that fails each runs alone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+TYPES = {
+    "TYPE_BOOL": "boolean", "TYPE_UINT8": "u8", "TYPE_UINT16": "u16", "TYPE_UINT32": "u32", "TYPE_UINT64": "u64",
+    "TYPE_INT8": "i8", "TYPE_INT16": "i16", "TYPE_INT32": "i32", "TYPE_INT64": "i64",
+    "TYPE_FP16": "f16", "TYPE_FP32": "f32", "TYPE_FP64": "f64",
+}  # fmt: skip
+HINTS = ("LATENCY", "THROUGHPUT", "CUMULATIVE_THROUGHPUT")
+
+
+def import_openvino() -> None:
+    """Import it now and not with this module, which Triton loads once more only to ask for auto-completion."""
+    global ov
+    import openvino as ov
+
+
+def refuse(model: str, problem: str) -> Exception:
+    """The error that keeps a model from loading; Triton reports its text as the model's reason."""
+    return pb_utils.TritonModelException(f"openvino backend: model {model}: {problem}")
+
+
+class Settings:
+    """Properties of one compiled model, read from its configuration; `problems` lists what cannot be honoured."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.problems: list[str] = []
+        self.parameters = {k: v["string_value"] for k, v in config.get("parameters", {}).items()}
+        self.properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+        for name in ("INFERENCE_NUM_THREADS", "COMPILATION_NUM_THREADS"):
+            text = self._take(name)
+            if text and not text.isdigit():
+                self.problems.append(f"{name} must be a whole number >= 0, not {text!r}")
+            elif text:
+                self.properties[name] = int(text)
+        streams = self._take("NUM_STREAMS").upper()
+        if streams and not (streams in ("AUTO", "NUMA") or streams.isdigit()):
+            self.problems.append(f"NUM_STREAMS must be AUTO, NUMA or a whole number, not {streams!r}")
+        elif streams:
+            self.properties["NUM_STREAMS"] = int(streams) if streams.isdigit() else streams
+        hint = self._take("PERFORMANCE_HINT").upper()
+        if hint and hint not in HINTS:
+            self.problems.append(f"PERFORMANCE_HINT must be one of {', '.join(HINTS)}, not {hint!r}")
+        elif hint:
+            self.properties["PERFORMANCE_HINT"] = hint
+        bf16 = self._take("HINT_BF16").upper()
+        if bf16 not in ("", "YES"):
+            self.problems.append(f"HINT_BF16 must be YES, not {bf16!r}")
+        elif bf16:
+            self.properties["INFERENCE_PRECISION_HINT"] = "bf16"
+        for name in ("ENABLE_BATCH_PADDING", "SKIP_OV_DYNAMIC_BATCHSIZE", "RESHAPE_IO_LAYERS"):
+            if self._take(name).upper() not in ("", "YES", "NO"):
+                self.problems.append(f"{name} must be YES or NO")
+        if self.parameters:
+            self.problems.append(
+                f"unknown parameter {', '.join(sorted(self.parameters))} (see the backend's docstring)"
+            )
+
+    def _take(self, name: str) -> str:
+        return str(self.parameters.pop(name, "")).strip()
+
+
+class TritonPythonModel:
+    """One model compiled by OpenVINO."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Compile the model; whatever the configuration asks for and cannot have keeps the model from loading."""
+        config = json.loads(args["model_config"])
+        name = args["model_name"]
+        try:
+            import_openvino()
+        except ImportError as error:
+            raise refuse(
+                name, f"openvino cannot be imported ({error}): install it beside Clotline, then `python -m serving install --force`, or serve the onnx format"
+            ) from error  # fmt: skip
+        settings = Settings(config)
+        problems = settings.problems
+        if args["model_instance_kind"] == "GPU":
+            problems.append("instance_group asks for a GPU; this backend runs on the CPU: use KIND_CPU")
+        path = Path(
+            args["model_repository"],
+            args["model_version"],
+            config.get("default_model_filename") or "model.xml",
+        )
+        if not path.exists():
+            problems.append(f"{path} does not exist")
+        elif path.suffix == ".xml" and not path.with_suffix(".bin").exists():
+            problems.append(f"{path.with_suffix('.bin')} does not exist")
+        if problems:
+            raise refuse(name, "; ".join(problems))
+        try:
+            core = ov.Core()
+            model = core.read_model(str(path))
+        except Exception as error:  # OpenVINO raises RuntimeError with many lines
+            raise refuse(name, f"OpenVINO {ov.__version__} cannot load {path}: {error}") from error
+        self.batched = config["max_batch_size"] > 0
+        problems = [
+            *self._mismatches("input", config["input"], model.inputs),
+            *self._mismatches("output", config["output"], model.outputs),
+        ]
+        if problems:
+            raise refuse(name, "; ".join(problems))
+        try:
+            self.request = core.compile_model(model, "CPU", settings.properties).create_infer_request()
+        except Exception as error:
+            raise refuse(name, f"OpenVINO {ov.__version__} cannot compile {path}: {error}") from error
+        self.inputs = [entry["name"] for entry in config["input"]]
+        self.outputs = [entry["name"] for entry in config["output"]]
+
+    def _mismatches(self, what: str, declared: list[dict[str, Any]], actual: list[Any]) -> list[str]:
+        known = {name: port for port in actual for name in port.get_names()}
+        problems = []
+        for entry in declared:
+            port = known.get(entry["name"])
+            if port is None:
+                problems.append(
+                    f"the network has no {what} {entry['name']} (it has {', '.join(sorted(known))})"
+                )
+                continue
+            element = port.get_element_type().get_type_name()
+            if element != TYPES.get(entry["data_type"]):
+                problems.append(
+                    f"{what} {entry['name']} is {entry['data_type']} in config.pbtxt, {element} in the network"
+                )
+            shape = port.get_partial_shape()
+            if self.batched and shape.rank.is_static and len(shape) and shape[0].is_static:
+                problems.append(
+                    f"{what} {entry['name']} has a fixed batch of {shape[0].get_length()}: export it with a dynamic batch"
+                )
+        missing = {port.get_any_name() for port in actual} - {entry["name"] for entry in declared}
+        if what == "input" and missing:
+            problems.append(f"inputs {', '.join(sorted(missing))} of the network are not in config.pbtxt")
+        return problems
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response a request, in order."""
+        try:
+            return self._run(requests)
+        except Exception as error:
+            if len(requests) == 1:
+                return [pb_utils.InferenceResponse(error=pb_utils.TritonError(f"OpenVINO: {error}"))]
+        return [response for request in requests for response in self.execute([request])]
+
+    def _run(self, requests: list[Any]) -> list[Any]:
+        if not self.batched and len(requests) > 1:
+            return [response for request in requests for response in self._run([request])]
+        arrays = {
+            name: [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
+            for name in self.inputs
+        }
+        feed = {name: np.concatenate(parts) if len(parts) > 1 else parts[0] for name, parts in arrays.items()}
+        found = self.request.infer(feed)
+        results = {name: np.array(found[name]) for name in self.outputs}  # the request reuses its own memory
+        responses, start = [], 0
+        for index, request in enumerate(requests):
+            stop = start + len(arrays[self.inputs[0]][index]) if len(requests) > 1 else None
+            tensors = [
+                pb_utils.Tensor(name, results[name][start:stop])
+                for name in self.outputs
+                if name in request.requested_output_names()
+            ]
+            responses.append(pb_utils.InferenceResponse(tensors))
+            start = stop or 0
+        return responses
