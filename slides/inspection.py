@@ -10,7 +10,7 @@ import numpy as np
 from slides.errors import NoTissueError, SlidesError
 from slides.reader import Slide
 from slides.spec import ModelSpec
-from slides.tissue import TileRef, find_tiles, slide_mask
+from slides.tissue import TileRef, find_tiles, overview
 
 TISSUE_RGB = (255, 170, 0)
 TILE_RGB = (0, 200, 0)
@@ -29,9 +29,10 @@ def draw_inspection(slide: Slide, spec: ModelSpec, side_px: int) -> tuple[bytes,
         ResolutionUnknownError, SlideFileError: as `find_tiles`; a slide without tissue is drawn, not refused.
     """
     thumbnail_HWC = slide.thumbnail(side_px)
-    mask_HW = slide_mask(slide, spec)
+    seen = overview(slide, spec)
+    mask_HW = seen.mask_HW
     try:
-        tiles: list[TileRef] = find_tiles(slide, spec, mask_HW)
+        tiles: list[TileRef] = find_tiles(slide, spec, seen)
     except NoTissueError:
         tiles = []
     height_px, width_px = thumbnail_HWC.shape[:2]

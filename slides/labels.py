@@ -23,7 +23,7 @@ class SlideRecord:
 
     Attributes:
         image_num: number of the slide within its patient, from 0.
-        path: the slide; where `require_files` was False and there is none, the .tif that was looked for.
+        path: the slide; where there is none (`require_files` False, `allow_missing`), the .tif that was looked for.
     """
 
     image_id: str
@@ -41,7 +41,11 @@ def patient_of(image_id: str) -> str:
 
 
 def read_labels(
-    data_dir: Path | str, *, class_names: Sequence[str], require_files: bool = True
+    data_dir: Path | str,
+    *,
+    class_names: Sequence[str],
+    require_files: bool = True,
+    allow_missing: bool = False,
 ) -> list[SlideRecord]:
     """Read `data_dir`/train.csv and find the slide of each row in `data_dir`/train/.
 
@@ -49,6 +53,8 @@ def read_labels(
         data_dir: folder that holds train.csv and train/.
         class_names: the labels a model knows; every other label is a problem.
         require_files: False skips the look for files (rows alone are checked).
+        allow_missing: a row without slide is no problem; its path is the .tif that was looked for, and whoever opens it
+            learns that it is missing.
 
     Returns:
         one record a row, in the file's order.
@@ -73,9 +79,9 @@ def read_labels(
         lines_of.setdefault(image_id, line)
         files = files_of.get(image_id, [])
         if require_files and (data_dir / "train").is_dir() and _is_safe(image_id):
-            if not files:
+            if not files and not allow_missing:
                 row_problems.append(f"line {line}: no slide train/{image_id}.tif (nor .svs, .jpg, .png, ...)")
-            elif len(files) > 1:
+            if len(files) > 1:
                 row_problems.append(
                     f"line {line}: {len(files)} files: {', '.join(file.name for file in files)}; keep one"
                 )

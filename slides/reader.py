@@ -110,6 +110,14 @@ class Slide:
         extent_px = side_px * um_per_px / self.known_um_per_px()
         return self._read_scaled(float(x_px), float(y_px), extent_px, extent_px, (side_px, side_px))
 
+    def level_for_um(self, um_per_px: float) -> int:
+        """The level that `read_region_um` reads for this resolution: the coarsest that is no coarser.
+
+        Raises:
+            ResolutionUnknownError: see `known_um_per_px`.
+        """
+        return self._level_for(um_per_px / self.known_um_per_px())
+
     def _level_for(self, downsample: float) -> int:
         """The coarsest level that is no coarser than `downsample` (but for rounding)."""
         fine = [level for level, own in enumerate(self._downsamples) if own <= downsample * 1.005]
@@ -237,9 +245,9 @@ class OpenslidePixels:
         corner = (round(x_px * own_x), round(y_px * own_y))
         image_HWC4 = np.asarray(self._slide.read_region(corner, level, (width_px, height_px)))
         image_HWC = np.asarray(cv2.cvtColor(image_HWC4, cv2.COLOR_RGBA2RGB), np.uint8)
-        alpha_HW = image_HWC4[:, :, 3]
-        if alpha_HW.min() < 255:
-            blend_on_white(image_HWC, alpha_HW)
+        # The smallest of whole pixels as numbers, whose highest byte is alpha: four times as fast as that of each fourth byte.
+        if image_HWC4.view("<u4").min() < 0xFF000000:
+            blend_on_white(image_HWC, image_HWC4[:, :, 3])
         return image_HWC
 
     def overview(self, width_px: int, height_px: int) -> NDArray[np.uint8] | None:

@@ -96,6 +96,14 @@ def test_row_without_slide_slide_without_row_and_two_slides(tmp_path: Path) -> N
     assert "line 2: 2 files: aa_0.svs, aa_0.tif" in found
 
 
+def test_a_row_without_slide_may_be_allowed(tmp_path: Path) -> None:
+    write(tmp_path, GOOD, slides=["aa_0.svs", "aa_1.tif"])
+    records = read_labels(tmp_path, class_names=CLASSES, allow_missing=True)
+    assert [record.path.name for record in records] == ["aa_0.svs", "aa_1.tif", "bb_0.tif"]
+    (tmp_path / "train" / "zz_0.tif").touch()
+    assert "zz_0.tif has no row" in problems(tmp_path, allow_missing=True)
+
+
 @pytest.mark.parametrize("image_id", ["../aa_0", "a/b", "a\\b", ".aa", "a\0b", "/etc/passwd"])
 def test_unsafe_image_id(tmp_path: Path, image_id: str) -> None:
     write(tmp_path, GOOD)

@@ -176,3 +176,8 @@ print(int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert 50 < int(done.stdout) < 1500
+
+
+def test_the_level_that_is_read_for_a_resolution(demo_slide: Path) -> None:
+    with open_slide(demo_slide) as slide:
+        assert [slide.level_for_um(um_per_px) for um_per_px in (0.1, 0.5, 1.99, 2.0, 50.0)] == [0, 0, 0, 1, 1]

@@ -14,7 +14,15 @@ from slides.decode import decode_tile
 from slides.errors import NoTissueError, ResolutionUnknownError
 from slides.reader import open_slide
 from slides.spec import ModelSpec
-from slides.tissue import TileRef, find_tiles, iter_tiles, tissue_mask
+from slides.tissue import (
+    TileRef,
+    candidate_tiles,
+    cut_tiles,
+    darkest,
+    find_tiles,
+    iter_tiles,
+    tissue_mask,
+)
 
 GLASS = (240, 238, 241)
 PINK = (205, 100, 140)
@@ -213,3 +221,33 @@ def test_stopping_half_way_leaves_no_thread_behind(demo_slide: Path, spec: Model
         next(tiles)
         tiles.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+def test_darkness_is_the_density_of_tissue_and_not_of_ink(tmp_path: Path, spec: ModelSpec) -> None:
+    image_HWC = glass(256, 512)
+    image_HWC[:] = PINK
+    image_HWC[:128, :128] = (150, 40, 60)
+    image_HWC[128:, 256:384] = (25, 25, 28)
+    image_HWC[:, 448:] = GLASS
+    with open_slide(write(tmp_path / "slide.tif", image_HWC)) as slide:
+        tiles = candidate_tiles(slide, spec)
+    first = darkest(tiles, 2)
+    assert (first[0].x_px, first[0].y_px) == (0, 0)
+    pink_density = -np.log10(np.array(PINK) / 255).mean()
+    assert first[1].darkness == pytest.approx(pink_density, abs=0.02)
+    assert (256, 128) not in {(tile.x_px, tile.y_px) for tile in tiles}, "ink"
+    half = next(tile for tile in tiles if (tile.x_px, tile.y_px) == (384, 0))
+    assert half.darkness == pytest.approx(pink_density / 2, abs=0.03)
+    assert darkest(tiles, 1000) == sorted(tiles, key=lambda tile: -tile.darkness)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_cut_tiles_come_in_order_whatever_the_threads(
+    demo_slide: Path, spec: ModelSpec, threads: int
+) -> None:
+    with open_slide(demo_slide) as slide:
+        refs = find_tiles(slide, spec)
+        cut = list(
+            cut_tiles(slide, spec, refs, lambda ref, tile_HWC: (ref.x_px, tile_HWC.shape), threads=threads)
+        )
+    assert cut == [(ref, (ref.x_px, (128, 128, 3))) for ref in refs]
