@@ -272,3 +272,17 @@ def test_nothing_but_the_directory_is_needed(save: Save, tmp_path: Path) -> None
         check=True,
     )
     assert told.stdout.strip() == "('CE', 'LAA')"
+
+
+def test_a_manifest_without_kind_is_of_tiles(save: Save) -> None:
+    directory = save()
+    assert "kind" not in json.loads((directory / "checkpoint.json").read_text())
+    assert checkpoint.kind_of(directory) == "tile"
+    edit(directory, kind="tile")
+    assert checkpoint.load(directory).manifest["kind"] == "tile"
+    edit(directory, kind="slide")
+    with pytest.raises(CheckpointError, match=r"is a slide checkpoint, a tile checkpoint is wanted here"):
+        checkpoint.load(directory)
+    edit(directory, kind=None)
+    with pytest.raises(CheckpointVersionError, match="kind None"):
+        checkpoint.read_manifest(directory, kind=None)
