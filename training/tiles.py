@@ -1,14 +1,13 @@
-"""Tiles for training: cut from slides or read as files, kept encoded, decoded as the server decodes them."""
+"""Tiles for training: cut from slides, read as files or taken from a store; encoded, and decoded as the server does."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
 import hashlib
-import os
 import sys
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 import torch
@@ -20,7 +19,12 @@ from slides.decode import decode_tile
 from slides.errors import SlidesError
 from slides.labels import SlideRecord
 from slides.spec import ModelSpec
+from training import stains
 from training.errors import DataError
+from training.processes import usable_cores
+
+if TYPE_CHECKING:
+    from training.store.reader import TileStore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +32,48 @@ class SlideTiles:
     """A slide and its tiles, encoded (JPEG, or PNG where the source is ready-cut tiles), at least one."""
 
     record: SlideRecord
-    tiles: tuple[bytes, ...]
+    tiles: Sequence[bytes]
+
+
+class StoredTiles(Sequence[bytes]):
+    """Tiles that lie in a store and are read when they are asked for."""
+
+    def __init__(self, store: TileStore, rows: Sequence[int]) -> None:
+        self._store = store
+        self._rows = np.asarray(rows, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        if isinstance(index, slice):
+            return [self._store.tile(int(row)) for row in self._rows[index]]
+        return self._store.tile(int(self._rows[index]))
+
+
+def of_store(store: TileStore, records: Sequence[SlideRecord], spec: ModelSpec) -> list[SlideTiles]:
+    """Tiles of every record, in the order of `records`, without reading them.
+
+    Raises:
+        DataError: naming every slide that has no tile in the store.
+    """
+    rows = [rows_of_slide(store, record.image_id, spec) for record in records]
+    missing = [record.image_id for record, own in zip(records, rows, strict=True) if not own]
+    if missing:
+        least = f"no tile with {100 * spec.min_tissue_share:.0f}% of tissue in the store"
+        raise DataError("tile store", [f"{image_id}: {least}" for image_id in missing])
+    return [SlideTiles(record, StoredTiles(store, own)) for record, own in zip(records, rows, strict=True)]
+
+
+def rows_of_slide(store: TileStore, image_id: str, spec: ModelSpec) -> list[int]:
+    """Rows of a store's index that stand for a slide: the ones that a client would send, most tissue first."""
+    richest = store.richest(image_id, spec.tiles_per_slide)
+    shares = store.index.column("tissue_share").take(richest).to_pylist()
+    return [row for row, share in zip(richest, shares, strict=True) if share >= spec.min_tissue_share]
 
 
 def collect_tiles(
@@ -64,11 +109,6 @@ def collect_tiles(
     return collected
 
 
-def usable_cores() -> int:
-    """Cores that this process may use; all of the machine's where the system does not tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _cut_slide(record: SlideRecord, spec: ModelSpec) -> tuple[bytes, ...]:
     from slides.reader import open_slide  # openslide is not needed where tiles come ready cut
     from slides.tissue import iter_tiles
@@ -101,6 +141,10 @@ class TileDataset(Dataset[tuple[torch.Tensor, int, int]]):
 
     With `colour_jitter` tiles are also turned, mirrored and recoloured, by a generator that depends on seed, epoch
     and tile alone: neither the number of processes nor that of workers changes what an epoch shows.
+
+    Attributes:
+        labels: class of each tile.
+        slide_of_item: image_id of each tile.
     """
 
     def __init__(
@@ -109,27 +153,40 @@ class TileDataset(Dataset[tuple[torch.Tensor, int, int]]):
         spec: ModelSpec,
         *,
         colour_jitter: float | None = None,
+        stain_augmentation: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.spec = spec
         self.colour_jitter = colour_jitter
+        self.stain_augmentation = stain_augmentation
         self.seed = seed
         self.epoch = 0
-        self.tiles = [tile for slide in slides for tile in slide.tiles]
-        self.slide_of_tile = [slide.record.image_id for slide in slides for _ in slide.tiles]
-        self.labels = [spec.class_names.index(slide.record.label) for slide in slides for _ in slide.tiles]
+        self._tiles_of_slide = [slide.tiles for slide in slides]
+        self._end_of_slide = np.cumsum([len(slide.tiles) for slide in slides])
+        self.slide_of_item = [slide.record.image_id for slide in slides for _ in range(len(slide.tiles))]
+        self.labels = [
+            spec.class_names.index(slide.record.label) for slide in slides for _ in range(len(slide.tiles))
+        ]
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Accelerate's loader before each epoch."""
+        """Decides, with seed and tile, how tiles are turned and recoloured from now on."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.tiles)
+        return len(self.labels)
+
+    def encoded(self, index: int) -> bytes:
+        """The tile as it travels."""
+        slide = int(np.searchsorted(self._end_of_slide, index, side="right"))
+        tiles = self._tiles_of_slide[slide]
+        return tiles[index - int(self._end_of_slide[slide]) + len(tiles)]
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
-        tile_HWC = decode_tile(self.tiles[index], self.spec.input_size_px)
+        tile_HWC = decode_tile(self.encoded(index), self.spec.input_size_px)
         if self.colour_jitter is not None:
             generator = np.random.default_rng((self.seed, self.epoch, index))
+            if self.stain_augmentation:
+                tile_HWC = stains.augment(tile_HWC, self.stain_augmentation, generator)
             tile_HWC = augment(tile_HWC, self.colour_jitter, generator)
         return torch.from_numpy(tile_HWC), self.labels[index], index
 

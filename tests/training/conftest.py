@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 
 from slides.decode import encode_tile
-from slides.labels import SlideRecord
+from slides.labels import read_labels
 from slides.spec import ModelSpec
-from training import recipe, tiles
+from training import recipe
+from training.task import Split
+from training.tile_task import TileTask
+
+
+@pytest.fixture(autouse=True)
+def _a_fresh_accelerator() -> Iterator[None]:
+    """Accelerate holds what the first Accelerator of a process was told."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")
@@ -57,29 +67,17 @@ def plan() -> recipe.Recipe:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Sets:
-    train: tiles.TileDataset
-    held_out: tiles.TileDataset
-    held_out_records: list[SlideRecord]
+def split_of(data: Path, plan: recipe.Recipe) -> Split:
+    """As training/train.py splits: a fold held out, and validation patients where the recipe asks for some."""
+    from training.train import _split
+
+    return _split(plan, None, read_labels(data, class_names=plan.spec.class_names), ())
 
 
 @pytest.fixture
-def sets(tile_dir: Path, plan: recipe.Recipe) -> Sets:
-    from slides.labels import read_labels
-    from training.split import split_by_patient
-
-    records = read_labels(tile_dir, class_names=plan.spec.class_names)
-    train, held_out = split_by_patient(records, folds=plan.folds, held_out_fold=0, seed=plan.seed)
-
-    def collect(chosen: list[SlideRecord]) -> list[tiles.SlideTiles]:
-        return tiles.collect_tiles(chosen, "tiles", plan.spec, show_progress=False)
-
-    return Sets(
-        train=tiles.TileDataset(collect(train), plan.spec, colour_jitter=plan.colour_jitter, seed=plan.seed),
-        held_out=tiles.TileDataset(collect(held_out), plan.spec),
-        held_out_records=held_out,
-    )
+def make_task(tile_dir: Path) -> Callable[[recipe.Recipe], TileTask]:
+    """The tiles of `tile_dir` as a task of a recipe."""
+    return lambda plan: TileTask.load(plan, tile_dir, split_of(tile_dir, plan))
 
 
 def as_toml(values: dict[str, Any]) -> str:

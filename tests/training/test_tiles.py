@@ -30,7 +30,7 @@ def test_a_dataset_shows_what_the_server_decodes(tile_dir: Path, plan: Recipe) -
     tile, label, index = dataset[21]
     expected = decode_tile((tile_dir / "train" / "p10_1.jpg").read_bytes(), 32)
     assert np.array_equal(tile.numpy(), expected)
-    assert (label, index, dataset.slide_of_tile[21]) == (0, 21, "p10_1")
+    assert (label, index, dataset.slide_of_item[21]) == (0, 21, "p10_1")
 
 
 def test_slides_are_cut_where_tissue_is(tmp_path: Path) -> None:
