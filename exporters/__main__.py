@@ -12,10 +12,12 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import signal
 import sys
 import threading
 import time
+import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,16 +80,28 @@ def _in_words(exported: ExportedFormat, version: int) -> str:
     return ", ".join(words)
 
 
+def _is_importing(frame: types.FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
 @contextlib.contextmanager
 def _interruptible(interrupted: threading.Event) -> Iterator[None]:
     """Ctrl-C and SIGTERM raise KeyboardInterrupt, and set the event.
 
     The event is for an interrupt that arrives inside a destructor or callback of a library: Python prints that one
-    and drops it, and the export would go on.
+    and drops it, and the export would go on. One that arrives while a module is being imported is sent again a moment
+    later: extension modules in C++ end the whole process when an exception comes out of their import.
     """
 
-    def interrupt(*_: object) -> None:
+    def interrupt(number: int, frame: types.FrameType | None) -> None:
         interrupted.set()
+        if _is_importing(frame):
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+            return
         raise KeyboardInterrupt
 
     def unraisable(dropped: sys.UnraisableHookArgs) -> None:

@@ -15,6 +15,9 @@ BENCHMARKS = {
     "tiling": Command(
         "training.benchmarks.tiling", "tiles/s of the store's writer against a bare reading loop"
     ),
+    "containers": Command(
+        "training.benchmarks.containers", "reads of tiles from Arrow, Parquet, files, tar, SQLite"
+    ),
     "step": Command("training.benchmarks.step", "the trainer against a bare PyTorch loop"),
     "input-pipeline": Command("training.benchmarks.input_pipeline", "tiles/s of the loader against the step"),
     "accumulation": Command(
