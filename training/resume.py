@@ -26,6 +26,7 @@ from typing import IO, Any
 
 import torch
 
+from training.atomic_file import write_text
 from training.errors import ResumeError
 
 KEPT_SAVES = 2
@@ -60,7 +61,7 @@ class StateKeeper:
         """While training: a kill leaves a state, or at least the fact; an error leaves nothing but a state."""
         if self.process == 0 and not has_saved(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            _write_about(self.directory / ABOUT_NAME, self.about)
+            write_text(self.directory / ABOUT_NAME, json.dumps(self.about, indent=2) + "\n")
         try:
             yield
         finally:
@@ -249,12 +250,6 @@ def _read_about(path: Path) -> dict[str, Any]:
 def _as_json(about: Mapping[str, Any]) -> dict[str, Any]:
     read_back: dict[str, Any] = json.loads(json.dumps(dict(about)))
     return read_back
-
-
-def _write_about(path: Path, about: Mapping[str, Any]) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(json.dumps(dict(about), indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _sync_directory(directory: Path) -> None:

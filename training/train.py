@@ -37,6 +37,7 @@ from torch import nn
 from slides.errors import SlidesError
 from slides.labels import SlideRecord, read_labels
 from training import checkpoint, processes, recipe, resume, tracking, trainer
+from training.atomic_file import write_text
 from training.errors import OutputExistsError, TrainingError
 from training.folds import Folds, split, split_by_patient
 from training.provenance import provenance, versions
@@ -113,7 +114,7 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
             def keep_snapshot(number: int, network: nn.Module, probabilities_NK: np.ndarray) -> None:
                 directory = options.out / "snapshots" / str(number)
                 _save(directory, plan, task, network, probabilities_NK, {"snapshot": number}, overwrite=True)
-                _write(directory / "held_out.csv", task.held_out_table(probabilities_NK))
+                write_text(directory / "held_out.csv", task.held_out_table(probabilities_NK))
 
             with keeper.training():
                 result = trainer.train(plan, task, accelerator, keeper=keeper, on_snapshot=keep_snapshot)
@@ -198,14 +199,14 @@ def _write_results(
     about = {"best_epoch": result.best_epoch}
     directory = options.out / "checkpoint"
     metrics = _save(directory, plan, task, result.model, probabilities_NK, about, overwrite=options.overwrite)
-    _write(options.out / "held_out.csv", task.held_out_table(probabilities_NK))
-    _write(options.out / "history.json", json.dumps(result.history, indent=2) + "\n")
+    write_text(options.out / "held_out.csv", task.held_out_table(probabilities_NK))
+    write_text(options.out / "history.json", json.dumps(result.history, indent=2) + "\n")
     for path in (options.out / "snapshots").glob("*"):
         if not path.name.isdigit() or int(path.name) > plan.cycles:
             shutil.rmtree(path, ignore_errors=True)  # of the training that is replaced
     extra_files = getattr(task, "extra_files", None)
     for name, content in (extra_files(result.model, probabilities_NK) if extra_files else {}).items():
-        _write(options.out / name, content)
+        write_text(options.out / name, content)
     return {
         "checkpoint": str(directory),
         **{name: round(value, 4) for name, value in metrics.items()},
@@ -233,15 +234,6 @@ def _save(
     about = {"recipe": plan.as_dict(), **about, **provenance()}
     task.save(directory, network, probabilities_NK, metrics=metrics, about=about, overwrite=overwrite)
     return metrics
-
-
-def _write(path: Path, content: str) -> None:
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        aside.write_text(content, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _parser() -> argparse.ArgumentParser:

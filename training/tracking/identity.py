@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from training.atomic_file import write_text
 from training.errors import TrackingError
 from training.tracking.journal import JOURNAL_NAME
 from training.tracking.journal import read as read_journal
@@ -99,7 +99,7 @@ def read(directory: Path) -> Identity:
 def write(directory: Path, identity: Identity) -> None:
     """Write run.json aside and rename it."""
     values = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(identity)}
-    _replace(directory / IDENTITY_NAME, values)
+    write_text(directory / IDENTITY_NAME, json.dumps(values, indent=2) + "\n")
 
 
 def read_sent(directory: Path, uri: str) -> Sent:
@@ -114,7 +114,7 @@ def read_sent(directory: Path, uri: str) -> Sent:
 
 def write_sent(directory: Path, sent: Sent) -> None:
     """Write sent.json aside and rename it; OSError if the disk is full."""
-    _replace(directory / SENT_NAME, dataclasses.asdict(sent))
+    write_text(directory / SENT_NAME, json.dumps(dataclasses.asdict(sent), indent=2) + "\n")
 
 
 def unsent_records(directory: Path, sent: Sent) -> int:
@@ -130,12 +130,3 @@ def uri_key(uri: str) -> str:
 def is_redacted(uri: str) -> bool:
     """Whether a password was taken out of the URI."""
     return ":***@" in uri
-
-
-def _replace(path: Path, values: dict[str, Any]) -> None:
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
