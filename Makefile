@@ -45,8 +45,8 @@ lint: install ## ruff (lint, format), mypy, bandit
 	$(PY) -m mypy slides training exporters serving clients demo
 	$(PY) -m bandit --quiet --severity-level medium --recursive slides training exporters serving clients demo --configfile pyproject.toml
 
-pytest: install ## the tests alone (ARGS="-k serving" to choose)
-	@PATH="$$PWD/.venv/bin:$$PATH" $(PY) -m pytest $(ARGS)
+pytest: install ## the tests alone, several files at a time (ARGS="-k serving" to choose, ARGS="-n 0" one by one)
+	@PATH="$$PWD/.venv/bin:$$PATH" $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 format: install ## rewrite the code with ruff
 	@$(PY) -m ruff check --fix .
