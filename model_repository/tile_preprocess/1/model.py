@@ -51,15 +51,16 @@ class TritonPythonModel:
 
     def _respond(self, request: Any) -> Any:
         encoded = pb_utils.get_input_tensor_by_name(request, "tile").as_numpy().reshape(-1)
-        tiles_NHWC = np.empty((len(encoded), self.size_px, self.size_px, 3), dtype=np.uint8)
+        tiles_HWC = []
         for index, data in enumerate(encoded):
             try:
-                tiles_NHWC[index] = decode_tile(
-                    data, self.size_px, max_bytes=self.max_bytes, max_pixels=self.max_pixels
+                tiles_HWC.append(
+                    decode_tile(data, self.size_px, max_bytes=self.max_bytes, max_pixels=self.max_pixels)
                 )
             except TileDecodeError as error:
                 message = f"tile {index} of {len(encoded)}: {error}"
                 return pb_utils.InferenceResponse(
                     error=pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
                 )
+        tiles_NHWC = tiles_HWC[0][np.newaxis] if len(tiles_HWC) == 1 else np.stack(tiles_HWC)
         return pb_utils.InferenceResponse([pb_utils.Tensor("tiles", tiles_NHWC)])

@@ -7,13 +7,23 @@ triton-inference-server/onnxruntime_backend) and refuses every other one:
   parameters: intra_op_thread_count, inter_op_thread_count, execution_mode (0 sequential, 1 parallel),
               enable_mem_arena, enable_mem_pattern (0 or 1), memory.enable_memory_arena_shrinkage (`cpu:0`);
               graph_optimization_level is read as another name of optimization.graph.level
+and one of its own, which the native backend does not look for:
+  parameters: alone_thread_count  threads of an execution while no other instance of this backend executes in this
+              server (0: every core, at most 8). Default: intra_op_thread_count. A lone request then has all cores,
+              and under load every instance keeps to its own; where they differ a second session is held in memory.
 Requests that Triton hands over together run as one batch; if that fails each runs alone, so that one bad request
 harms nobody else.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import mmap
+import os
+import re
+import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +39,8 @@ ONNX_TYPES = {
 }  # fmt: skip
 LEVELS = {"-1": "ORT_ENABLE_BASIC", "1": "ORT_ENABLE_EXTENDED", "2": "ORT_DISABLE_ALL", "0": "ORT_ENABLE_ALL"}
 SHRINKAGE = "memory.enable_memory_arena_shrinkage"
+MOST_THREADS_ALONE = 8
+SHARED_MEMORY = "/dev/shm"  # nosec B108  # noqa: S108
 
 
 def import_onnxruntime() -> None:
@@ -40,6 +52,53 @@ def import_onnxruntime() -> None:
 def refuse(model: str, problem: str) -> Exception:
     """The error that keeps a model from loading; Triton reports its text as the model's reason."""
     return pb_utils.TritonModelException(f"onnxruntime backend: model {model}: {problem}")
+
+
+class Neighbours:
+    """Which instances of this backend, in all stubs of one server, are executing at this moment.
+
+    They share a table in shared memory with a row (pid, monotonic nanoseconds at which its execution began, or 0) an
+    instance. Its name begins with the prefix of the server's regions (serving/processes.py), so that it is removed
+    with them. A row of 64-bit numbers has one writer; readers may be late by an execution, which costs time only.
+    """
+
+    ROWS = 256
+    FORGOTTEN_NS = 30_000_000_000  # an execution that began before that has ended with its stub
+
+    def __init__(self, server: str) -> None:
+        path = f"{SHARED_MEMORY}/clotline_{server}_executing"
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            os.ftruncate(handle, self.ROWS * 16)
+            self.memory = mmap.mmap(handle, self.ROWS * 16)
+            self.rows = np.frombuffer(self.memory, np.int64).reshape(self.ROWS, 2)
+            free = (row for row in range(self.ROWS) if not self._lives(int(self.rows[row, 0])))
+            self.own = next(free, None)
+            if self.own is not None:
+                self.rows[self.own] = os.getpid(), 0
+        finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)  # mmap holds the file open: closing alone would not release it
+            os.close(handle)
+
+    @staticmethod
+    def _lives(pid: int) -> bool:
+        return pid > 0 and os.path.exists(f"/proc/{pid}")
+
+    @contextmanager
+    def executing(self) -> Any:
+        """Says that this instance executes; gives whether it is the only one."""
+        if self.own is None:
+            yield False
+            return
+        now = time.monotonic_ns()
+        began = self.rows[:, 1]
+        alone = not np.any(began > now - self.FORGOTTEN_NS)
+        began[self.own] = now
+        try:
+            yield alone
+        finally:
+            began[self.own] = 0
 
 
 class Settings:
@@ -61,7 +120,11 @@ class Settings:
             self.problems.append(f"graph optimization level must be -1, 1 or 2, not {level}")
         else:
             self.options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[level])
-        self.options.intra_op_num_threads = self._whole("intra_op_thread_count", 0)
+        self.threads = self._whole("intra_op_thread_count", 0)
+        self.threads_alone = self._whole("alone_thread_count", self.threads)
+        if self.threads_alone == 0:
+            self.threads_alone = min(len(os.sched_getaffinity(0)), MOST_THREADS_ALONE)
+        self.options.intra_op_num_threads = self.threads
         self.options.inter_op_num_threads = self._whole("inter_op_thread_count", 0)
         # Idle threads that spin would take the cores from the other instances and from preprocessing.
         self.options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -105,6 +168,14 @@ class TritonPythonModel:
             problems.append("instance_group asks for a GPU; this backend runs on the CPU: use KIND_CPU")
         if problems:
             raise refuse(name, "; ".join(problems))
+        server = os.environ.get("CLOTLINE_INSTANCE", "")
+        self.neighbours = None
+        if (
+            settings.threads
+            and settings.threads_alone != settings.threads
+            and re.fullmatch(r"[\w-]+", server)
+        ):
+            self.neighbours = Neighbours(server)
         path = Path(
             args["model_repository"],
             args["model_version"],
@@ -113,9 +184,10 @@ class TritonPythonModel:
         if not path.exists():
             raise refuse(name, f"{path} does not exist")
         try:
-            self.session = ort.InferenceSession(
-                str(path), settings.options, providers=["CPUExecutionProvider"]
-            )
+            self.session = self.session_alone = self._open(path, settings)
+            if self.neighbours is not None:
+                settings.options.intra_op_num_threads = settings.threads_alone
+                self.session_alone = self._open(path, settings)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise refuse(name, f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
         self.run_options = settings.run_options
@@ -131,6 +203,9 @@ class TritonPythonModel:
         self.inputs = [i["name"] for i in config["input"]]
         self.strings = {i["name"] for i in config["input"] if i["data_type"] == "TYPE_STRING"}
         self.outputs = [o["name"] for o in config["output"]]
+
+    def _open(self, path: Path, settings: Settings) -> Any:
+        return ort.InferenceSession(str(path), settings.options, providers=["CPUExecutionProvider"])
 
     def _mismatches(self, what: str, declared: list[dict[str, Any]], actual: list[Any]) -> list[str]:
         known = {tensor.name: tensor for tensor in actual}
@@ -152,22 +227,28 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order."""
+        if self.neighbours is None:
+            return self._answer(requests, self.session)
+        with self.neighbours.executing() as alone:
+            return self._answer(requests, self.session_alone if alone else self.session)
+
+    def _answer(self, requests: list[Any], session: Any) -> list[Any]:
         try:
-            return self._run(requests)
+            return self._run(requests, session)
         except Exception as error:
             if len(requests) == 1:
                 return [pb_utils.InferenceResponse(error=pb_utils.TritonError(f"ONNX Runtime: {error}"))]
-        return [response for request in requests for response in self.execute([request])]
+        return [response for request in requests for response in self._answer([request], session)]
 
-    def _run(self, requests: list[Any]) -> list[Any]:
+    def _run(self, requests: list[Any], session: Any) -> list[Any]:
         arrays = {name: [self._array(request, name) for request in requests] for name in self.inputs}
         together = self.batched and len(requests) > 1
         feed = {name: np.concatenate(parts) if together else parts[0] for name, parts in arrays.items()}
         if not self.batched and len(requests) > 1:
-            return [response for request in requests for response in self._run([request])]
+            return [response for request in requests for response in self._run([request], session)]
         wanted = {name for request in requests for name in request.requested_output_names()}
         names = [name for name in self.outputs if name in wanted]
-        results = dict(zip(names, self.session.run(names, feed, self.run_options), strict=True))
+        results = dict(zip(names, session.run(names, feed, self.run_options), strict=True))
         responses, start = [], 0
         for index, request in enumerate(requests):
             count = len(arrays[self.inputs[0]][index]) if together else None

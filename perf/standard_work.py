@@ -1,0 +1,85 @@
+"""The standard work: what is measured on every machine, and how good it has to be."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Bar:
+    """How good one figure of `bench` has to be: at least, or at most, `value`."""
+
+    figure: str
+    sign: str
+    value: float
+
+    def met(self, answer: Mapping[str, Any]) -> bool:
+        """Whether an answer of `bench` reaches it."""
+        compare = {">=": operator.ge, "<=": operator.le}[self.sign]
+        return bool(compare(answer[self.figure], self.value))
+
+
+@dataclass(frozen=True)
+class Work:
+    """One measurement of the standard work.
+
+    Attributes:
+        name: short, for tables and plots.
+        title: what it is.
+        architecture, formats: of the repository, as `perf models` takes them.
+        classifier: the one measured.
+        limit_classifier: the one whose network LIMIT runs, None for the same.
+        concurrency: requests in flight.
+        bars: what it has to reach.
+    """
+
+    name: str
+    title: str
+    architecture: str
+    formats: tuple[str, ...]
+    classifier: str = "tile_classifier"
+    limit_classifier: str | None = None
+    concurrency: int = 8
+    bars: tuple[Bar, ...] = field(default_factory=tuple)
+
+
+STANDARD_WORK = (
+    Work(
+        name="resnet18",
+        title="ResNet-18, FP32 ONNX, eight requests in flight",
+        architecture="resnet18",
+        formats=("onnx", "openvino-int8"),
+        bars=(
+            Bar("ratio_to_limit", ">=", 0.96),
+            Bar("p95_to_mean", "<=", 1.25),
+            Bar("cpu_ratio", "<=", 1.05),
+        ),
+    ),
+    Work(
+        name="resnet18-alone",
+        title="ResNet-18, FP32 ONNX, one request at a time, against the soonest answer in-process",
+        architecture="resnet18",
+        formats=("onnx", "openvino-int8"),
+        concurrency=1,
+        bars=(Bar("latency_to_limit", "<=", 1.15),),
+    ),
+    Work(
+        name="mobilenet-int8",
+        title="MobileNetV3-Small, INT8 ONNX, eight requests in flight",
+        architecture="mobilenet_v3_small",
+        formats=("onnx-int8",),
+        bars=(Bar("ratio_to_limit", ">=", 0.75),),
+    ),
+    Work(
+        name="resnet18-int8",
+        title="ResNet-18, INT8 OpenVINO, against the limit of FP32 ONNX",
+        architecture="resnet18",
+        formats=("onnx", "openvino-int8"),
+        classifier="tile_classifier_openvino_int8",
+        limit_classifier="tile_classifier",
+        bars=(Bar("ratio_to_limit", ">=", 3.0),),
+    ),
+)

@@ -1,0 +1,68 @@
+"""The tiles that are measured with: JPEG files as a client sends them, all different."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from perf.errors import PerfInputError
+from slides.decode import decode_tile, encode_tile
+from slides.demo_render import EOSIN, SlideLook, render_slide
+from slides.errors import TileDecodeError
+
+JPEG_QUALITY = 90
+"""The default of `slides.spec.ModelSpec`; tiles travel 4:4:4."""
+_GRID = 8
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def benchmark_tiles(count: int = 16, size_px: int = 512, seed: int = 3) -> list[bytes]:
+    """Tiles cut from a made-up slide, those with the most tissue first; the same arguments give the same bytes.
+
+    Args:
+        count: 1 to 64.
+        size_px: side of a tile, 64 to 2048.
+        seed: of the slide.
+
+    Raises:
+        PerfInputError: an impossible number.
+    """
+    if not 1 <= count <= _GRID * _GRID:
+        raise PerfInputError(f"the number of tiles must be from 1 to {_GRID * _GRID}, not {count}.")
+    if not 64 <= size_px <= 2048:
+        raise PerfInputError(f"the side of a tile must be from 64 to 2048 px, not {size_px}.")
+    stain_R, stain_G, stain_B = map(float, EOSIN)
+    look = SlideLook(
+        size_px=(_GRID * size_px, _GRID * size_px),
+        striated_share=0.5,
+        stain_RGB=(stain_R, stain_G, stain_B),
+        glass_RGB=(240.0, 238.0, 241.0),
+    )
+    slide_HWC = render_slide(look, np.random.default_rng(seed))
+    cells = (
+        slide_HWC.reshape(_GRID, size_px, _GRID, size_px, 3).swapaxes(1, 2).reshape(-1, size_px, size_px, 3)
+    )
+    darkest_first = np.argsort([float(cell.mean()) for cell in cells], kind="stable")
+    return [encode_tile(cells[index], JPEG_QUALITY) for index in darkest_first[:count]]
+
+
+def tiles_in(directory: Path) -> list[bytes]:
+    """The JPEG and PNG files of a directory, in the order of their names.
+
+    Raises:
+        PerfInputError: there are none, or one cannot be decoded.
+    """
+    if not directory.is_dir():
+        raise PerfInputError(f"{directory} is no directory; name one that holds JPEG or PNG tiles.")
+    paths = sorted(path for path in directory.iterdir() if path.suffix.lower() in _SUFFIXES)
+    if not paths:
+        raise PerfInputError(f"{directory} holds no file that ends in {', '.join(_SUFFIXES)}.")
+    tiles = []
+    for path in paths:
+        tiles.append(path.read_bytes())
+        try:
+            decode_tile(tiles[-1], 64)
+        except TileDecodeError as error:
+            raise PerfInputError(f"{path}: {error}") from error
+    return tiles
