@@ -100,6 +100,20 @@ def _pip(python: Path | str, *arguments: str) -> None:
         )
 
 
+def _write_pth(python: Path) -> None:
+    """Tell the stubs' Python where to find `slides` and torch, and to write no byte code.
+
+    Triton's stub does not heed PYTHONDONTWRITEBYTECODE. Byte code beside a model.py would change a Release that is
+    served, and the time of its directory, for which Triton takes a loaded model as changed.
+    """
+    torch = torch_site_packages()
+    lines = [str(CHECKOUT), *([str(torch)] if torch else []), "import sys; sys.dont_write_bytecode = True"]
+    path = python / "lib" / f"python{PYTHON_TAG}" / "site-packages" / "zz_clotline.pth"
+    aside = path.with_suffix(".partial")
+    aside.write_text("\n".join(lines) + "\n")
+    aside.replace(path)
+
+
 def install(home: Path, *, force: bool = False) -> bool:
     """Install the embedded server below `home`. Returns False if it was there already.
 
@@ -112,6 +126,7 @@ def install(home: Path, *, force: bool = False) -> bool:
             "use the NGC container nvcr.io/nvidia/tritonserver, whose tritonserver is found on PATH."
         )
     if is_installed(home, exactly=True) and not force:
+        _write_pth(home / "python")  # costs nothing, and may be of an older Clotline
         return False
     home.mkdir(parents=True, exist_ok=True)
     marker, server, python = home / "installed.json", home / "server", home / "python"
@@ -127,10 +142,7 @@ def install(home: Path, *, force: bool = False) -> bool:
     print(f"serving: making the stubs' environment in {python}", file=sys.stderr, flush=True)
     subprocess.run([sys.executable, "-m", "venv", str(python)], check=True)
     _pip(python / "bin" / "python3", "--requirement", str(REQUIREMENTS))
-    torch = torch_site_packages()
-    appended = [str(CHECKOUT), *([str(torch)] if torch else [])]
-    site_packages = python / "lib" / f"python{PYTHON_TAG}" / "site-packages"
-    (site_packages / "zz_clotline.pth").write_text("\n".join(appended) + "\n")
+    _write_pth(python)
     if not server_binary(home).exists():
         raise InstallError(
             f"{TRITON_WHEEL} holds no tritonserver at {server_binary(home)}: the wheel has changed."

@@ -1,6 +1,7 @@
 """Errors of `serving`.
 
 ServingError
+  UsageError             options that cannot be meant (exit code 2)
   RepositoryError        the model repository is missing, unreadable, or holds no model
   InstallError           the embedded server cannot be installed or is incomplete
   ServerNotFound         no tritonserver on PATH, in /opt/tritonserver, or embedded
@@ -14,7 +15,15 @@ from __future__ import annotations
 
 
 class ServingError(Exception):
-    """Root of all errors of `serving`."""
+    """Root of all errors of `serving`. `exit_code` is what the command line ends with: 2 for bad usage or input."""
+
+    exit_code = 1
+
+
+class UsageError(ServingError):
+    """Options that cannot be meant together, or a file they name that does not do."""
+
+    exit_code = 2
 
 
 class RepositoryError(ServingError):

@@ -2,11 +2,12 @@
 
 The launcher (`python -m serving up`) holds the guardian's standard input. Its first line is a JSON document:
 `{"argv": [...], "env": {...}, "log": PATH, "instance": ID, "state_file": PATH,
-"directory": PATH}`. After that
+"directory": PATH, "secret": TEXT}`. After that
   a line `stop S`   stops the server gracefully: SIGTERM, then SIGKILL after S seconds;
-  end of file       means that the launcher died, however it died: the server is stopped at once.
+  end of file       means that the launcher died, however it died: the server is stopped at once, and its state file
+                    and directory are removed, which a living launcher does itself.
 Either way the server's stubs and shared memory are gone when the guardian ends. It answers on standard output with
-one JSON line when the server has started and one when it has ended. It runs in a session of its own, so that Ctrl-C
+one JSON line each: the server has `started`; it has `exited`; all of it is gone (`ended`). It runs in a session of its own, so that Ctrl-C
 in the launcher's terminal reaches the launcher alone. If the guardian itself is killed, the kernel kills tritonserver
 (PR_SET_PDEATHSIG, prctl(2)) and the launcher sweeps up.
 """
@@ -22,12 +23,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from processes import sweep  # type: ignore[import-not-found]
+from processes import overwrite_argument, sweep  # type: ignore[import-not-found]
 
 ORPHAN_GRACE_S = 1.5
+PARSED_S = 5.0
+orphaned = threading.Event()
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -56,7 +60,20 @@ def stop(server: subprocess.Popen[bytes], grace_s: float) -> None:
 def obey(server: subprocess.Popen[bytes]) -> None:
     """Wait for the launcher's word, or for its end."""
     line = sys.stdin.readline()
+    if not line:
+        orphaned.set()
     stop(server, float(line.split()[1]) if line.startswith("stop ") else ORPHAN_GRACE_S)
+
+
+def hide(server: subprocess.Popen[bytes], secret: str, log: str, written_bytes: int) -> None:
+    """Overwrite the admin token in the server's command line, which every local user can read.
+
+    tritonserver takes it from there only. Its first line in the log says that the command line has been read.
+    """
+    deadline = time.monotonic() + PARSED_S
+    while os.path.getsize(log) <= written_bytes and server.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    say({"event": "hidden", "hidden": overwrite_argument(server.pid, secret)})
 
 
 def main() -> None:
@@ -64,6 +81,7 @@ def main() -> None:
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(ignored, signal.SIG_IGN)
     order = json.loads(sys.stdin.readline())
+    written_bytes = os.path.getsize(order["log"])
     with open(order["log"], "ab") as log:
         server = subprocess.Popen(
             order["argv"],
@@ -76,11 +94,15 @@ def main() -> None:
         )
     say({"event": "started", "pid": server.pid})
     threading.Thread(target=obey, args=(server,), daemon=True).start()
+    hiding = (server, order["secret"], order["log"], written_bytes)
+    threading.Thread(target=hide, args=hiding, daemon=True).start()
     returncode = server.wait()
+    say({"event": "exited", "returncode": returncode})
     sweep(order["instance"])
-    shutil.rmtree(order["directory"], ignore_errors=True)
-    with contextlib.suppress(OSError):
-        os.unlink(order["state_file"])
+    if orphaned.is_set():
+        shutil.rmtree(order["directory"], ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.unlink(order["state_file"])
     say({"event": "ended", "returncode": returncode})
     os._exit(0)
 

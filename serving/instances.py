@@ -25,7 +25,7 @@ class InstanceState:
 
     name: str
     instance_id: str
-    status: str  # starting, ready
+    status: str  # starting, ready, not ready, restarting
     launcher_pid: int
     launcher_start_ticks: int
     directory: str
@@ -33,8 +33,10 @@ class InstanceState:
     http: str
     grpc: str
     metrics: str
+    health: str
     log: str
     admin_token: str
+    grpc_tls: str = "off"  # off, server, mutual
 
     @property
     def launcher_lives(self) -> bool:
@@ -45,6 +47,11 @@ class InstanceState:
 def run_directory(home: Path) -> Path:
     """Directory of the state files, logs and composed backends."""
     return home / "run"
+
+
+def make_run_directory(home: Path) -> None:
+    """Make it, for its owner alone: logs and state files lie in it."""
+    run_directory(home).mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def make_instance_directory(home: Path, instance_id: str) -> Path:

@@ -2,11 +2,12 @@
 
 1. One array of every dtype goes through Triton's Python stub and comes back equal.
 2. Every model of the repository is ready.
-3. A synthetic tile goes through every public ensemble (those with a `clotline_spec`) and comes back as probabilities.
+3. A synthetic tile or bag goes through every public model and comes back as probabilities (serving/synthetic.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -19,13 +20,11 @@ import tritonclient.http as triton
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
+from serving import synthetic
 from serving.errors import ProofError, StartError
-from serving.tritonserver import ADMIN_HEADER
-from slides.decode import encode_tile
-from slides.spec import ModelSpec
+from serving.triton_http import Refused, TritonHttp
 
 ROUNDTRIP_MODEL = "dtype_roundtrip"
-SPEC_PARAMETER = "clotline_spec"
 DTYPES: dict[str, Any] = {
     "BOOL": np.bool_, "UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64,
     "INT8": np.int8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64,
@@ -45,43 +44,50 @@ class Prover:
         self.client = triton.InferenceServerClient(
             url, connection_timeout=REQUEST_TIMEOUT_S, network_timeout=REQUEST_TIMEOUT_S
         )
-        self.url = url
-        self.headers = {ADMIN_HEADER: admin_token}
+        self.api = TritonHttp(url, admin_token)
         self.alive = alive
         self.log = log
         self.proof_report = proof_report
 
-    def prove(self, deadline_s: float) -> list[str]:
+    def prove(self, deadline_s: float, *, again: bool = False) -> list[str]:
         """Run all proofs; returns the names of the ready models.
+
+        Args:
+            deadline_s: on the clock of time.monotonic().
+            again: a restart, where every second counts: the model of the first proof is unloaded (1 s) afterwards.
 
         Raises StartError if a model does not load, ProofError if one answers wrongly.
         """
         try:
-            return self._prove(deadline_s)
+            return self._prove(deadline_s, again)
+        except (OSError, Refused) as error:
+            self.alive()
+            raise StartError(
+                f"tritonserver does not answer its launcher: {error}; its log is {self.log}."
+            ) from error
         finally:
             self.client.close()  # an open connection holds up the server's graceful stop
 
-    def _prove(self, deadline_s: float) -> list[str]:
+    def _prove(self, deadline_s: float, again: bool) -> list[str]:
         # tritonserver opens its ports once it has tried to load every model: what is not ready then never will be.
         self._wait(self._live, deadline_s)
         self._roundtrip()
         models = self._ready_models()
-        unloading = threading.Thread(
-            target=self._unload_roundtrip
-        )  # takes a second, the inferences meanwhile
+        # It takes a second; the inferences meanwhile.
+        unloading = threading.Thread(target=self._unload_roundtrip, daemon=True)
         unloading.start()
-        try:
-            for name, version in models.items():
-                self._synthetic_inference(name, version)
-        finally:
+        for name in models:
+            config = self.api.config(name)
+            if synthetic.is_public(config):
+                synthetic.ask(self.api, config, timeout_s=REQUEST_TIMEOUT_S)
+        if not again:
             unloading.join()
-        self._wait(self.client.is_server_ready, deadline_s)
-        return sorted(models)
+            self._wait(self.client.is_server_ready, deadline_s)
+        return models
 
     def _unload_roundtrip(self) -> None:
-        client = triton.InferenceServerClient(self.url, network_timeout=REQUEST_TIMEOUT_S)
-        client.unload_model(ROUNDTRIP_MODEL, headers=self.headers)
-        client.close()
+        with contextlib.suppress(OSError, Refused):  # a server that ends meanwhile is noticed elsewhere
+            self.api.unload(ROUNDTRIP_MODEL)
 
     def _wait(self, condition: Callable[[], bool], deadline_s: float) -> None:
         while not condition():
@@ -98,12 +104,9 @@ class Prover:
         except OSError:
             return False
 
-    def _index(self) -> list[dict[str, str]]:
-        return list(self.client.get_model_repository_index(headers=self.headers))
-
-    def _ready_models(self) -> dict[str, str]:
-        rows = [row for row in self._index() if row["name"] != ROUNDTRIP_MODEL]
-        ready = {row["name"]: row["version"] for row in rows if row.get("state") == "READY"}
+    def _ready_models(self) -> list[str]:
+        rows = [row for row in self.api.index() if row["name"] != ROUNDTRIP_MODEL]
+        ready = {row["name"] for row in rows if row.get("state") == "READY"}
         broken = {row["name"]: row.get("reason", "") for row in rows if row["name"] not in ready}
         if broken:
             causes = [f"  {name}: {_told(reason)}" for name, reason in broken.items() if reason]
@@ -115,7 +118,7 @@ class Prover:
             raise StartError(
                 "these models did not load:\n" + "\n".join(causes) + f"\nThe server's log is {self.log}."
             )
-        return ready
+        return sorted(ready)
 
     def _numpy(self) -> str:
         try:
@@ -125,7 +128,7 @@ class Prover:
         return f"NumPy {facts['numpy']} (from {facts['numpy_path']})"
 
     def _roundtrip(self) -> None:
-        state = next(row for row in self._index() if row["name"] == ROUNDTRIP_MODEL)
+        state = next(row for row in self.api.index() if row["name"] == ROUNDTRIP_MODEL)
         if state["state"] != "READY":
             reason = state.get("reason", "")
             cure = f" {NUMPY_CURE}" if "numpy" in reason.lower() else ""
@@ -152,31 +155,6 @@ class Prover:
                     f"got {None if got is None else got.tolist()}. {NUMPY_CURE}"
                 )
 
-    def _synthetic_inference(self, name: str, version: str) -> None:
-        config = self.client.get_model_config(name, version)
-        parameter = config.get("parameters", {}).get(SPEC_PARAMETER)
-        if parameter is None:
-            return
-        spec = ModelSpec.from_json(parameter["string_value"])
-        data = np.array([[synthetic_tile(spec)]], dtype=np.object_)
-        tensor = triton.InferInput("tile", [1, 1], "BYTES")
-        tensor.set_data_from_numpy(data)
-        try:
-            answer = self.client.infer(name, [tensor])
-        except InferenceServerException as error:
-            raise ProofError(f"{name} is ready but refuses a synthetic tile: {error}") from error
-        got = answer.as_numpy("probabilities")
-        k = len(spec.class_names)
-        if (
-            got is None
-            or got.shape != (1, k)
-            or not np.isfinite(got).all()
-            or abs(float(got.sum()) - 1) > 1e-3
-        ):
-            raise ProofError(
-                f"{name} answers a synthetic tile with {got} instead of {k} probabilities that sum to 1."
-            )
-
 
 def _told(reason: str) -> str:
     """Triton's reason without the wrapping and the Python frames that its stub adds."""
@@ -193,14 +171,3 @@ def _sample(name: str, dtype: Any) -> NDArray[Any]:
     if name.startswith("FP"):
         return np.array([np.finfo(dtype).min, -1.5, 0.1, np.finfo(dtype).max], dtype=dtype)
     return np.array([np.iinfo(dtype).min, 1, 7, np.iinfo(dtype).max], dtype=dtype)
-
-
-def synthetic_tile(spec: ModelSpec) -> bytes:
-    """A JPEG tile of `spec.tile_size_px` with a pink-violet gradient: no glass, no tissue, always the same."""
-    side = spec.tile_size_px
-    ramp = np.linspace(0, 255, side, dtype=np.float32)
-    tile_HWC = np.empty((side, side, 3), dtype=np.uint8)
-    tile_HWC[..., 0] = 180
-    tile_HWC[..., 1] = (ramp / 2)[None, :]
-    tile_HWC[..., 2] = ramp[:, None]
-    return encode_tile(tile_HWC, spec.jpeg_quality)

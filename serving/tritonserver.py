@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
 from serving.embedded import PYTHON_TAG, is_installed, library_directories, server_binary
-from serving.errors import ServerNotFound
+from serving.errors import ServerNotFound, UsageError
 from serving.processes import INSTANCE_VARIABLE, shared_memory_prefix
 
 PACKAGE = Path(__file__).resolve().parent
@@ -16,6 +17,8 @@ PYTHON_BASED_BACKENDS = PACKAGE / "backends"
 PROOF_MODELS = PACKAGE / "proof_models"
 CONTAINER_ROOT = Path("/opt/tritonserver")
 ADMIN_HEADER = "clotline-admin"
+ADMIN_METADATA = f"triton-grpc-protocol-{ADMIN_HEADER}"  # the same over gRPC
+RESTRICTED_APIS = ("model-repository", "shared-memory", "trace", "logging", "statistics")
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,25 @@ def find_tritonserver(home: Path, *, binary: str | None = None) -> TritonServer:
     )
 
 
+def backend_names(server: TritonServer) -> list[str]:
+    """Names of the backends that `compose` gives a server: its native ones, and ours."""
+    native = [entry.name for entry in server.native_backends.iterdir() if entry.is_dir()]
+    return sorted({*native, *python_based_backends()})
+
+
+def python_based_backends() -> list[str]:
+    """Names of our Python-based backends."""
+    return sorted(entry.name for entry in PYTHON_BASED_BACKENDS.iterdir() if (entry / "model.py").exists())
+
+
 def compose(server: TritonServer, repository: Path, directory: Path) -> None:
-    """Put the links of one server into `directory`: `repository`, `proof_models`, and `backends` made to measure."""
+    """Put the links of one server into `directory`: `repository`, `proof_models`, and `backends` made to measure.
+
+    Those of an earlier life of the server are replaced.
+    """
+    for link in ("repository", "proof_models"):
+        (directory / link).unlink(missing_ok=True)
+    shutil.rmtree(directory / "backends", ignore_errors=True)
     (directory / "repository").symlink_to(repository)
     (directory / "proof_models").symlink_to(PROOF_MODELS)
     _compose_backends(server, directory / "backends")
@@ -86,9 +106,9 @@ def _compose_backends(server: TritonServer, directory: Path) -> None:
                 f"the embedded tritonserver has no Python stub for Python {PYTHON_TAG} ({stub})."
             )
         _place(stub, directory / "python" / stub.name)
-    for backend in sorted(PYTHON_BASED_BACKENDS.iterdir()):
-        if (backend / "model.py").exists() and not (directory / backend.name).exists():
-            _place_files(backend, directory / backend.name)
+    for name in python_based_backends():
+        if not (directory / name).exists():
+            _place_files(PYTHON_BASED_BACKENDS / name, directory / name)
 
 
 def _place_files(source: Path, target: Path) -> None:
@@ -115,22 +135,91 @@ def environment(server: TritonServer, instance_id: str, proof_report: Path) -> d
     env.setdefault("OPENCV_LOG_LEVEL", "ERROR")
     # Threads of torch that spin while they wait take the cores from the other stubs.
     env.setdefault("OMP_WAIT_POLICY", "passive")
+    # Tiles and tensors of 100 kB and more: glibc would map and unmap each one, page faults and all (docs/performance.md).
+    env.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 << 20))
+    env.setdefault("MALLOC_TRIM_THRESHOLD_", str(256 << 20))
     if server.embedded_home:
         libraries = [str(server.embedded_home / "server" / "nvidia_pytriton.libs"), *library_directories()]
         env["LD_LIBRARY_PATH"] = ":".join([*libraries, *filter(None, [env.get("LD_LIBRARY_PATH")])])
         env["PATH"] = f"{server.embedded_home / 'python' / 'bin'}:{env.get('PATH', '')}"
         env["PYTHONNOUSERSITE"] = "1"
+    # For stubs of other versions; that of 2.51 does not heed it (see embedded.py).
+    env["PYTHONDONTWRITEBYTECODE"] = "1"
     return env
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where an instance listens."""
+    """Where an instance listens. HTTP has an address of its own, because Triton has no TLS for it."""
 
     host: str
+    http_host: str
     http_port: int
     grpc_port: int
     metrics_port: int
+    health_port: int
+
+
+@dataclass(frozen=True)
+class Security:
+    """What of the server is open to whom.
+
+    Attributes:
+        open_apis: of RESTRICTED_APIS, those that need no admin token.
+        grpc_tls_cert, grpc_tls_key: PEM files; gRPC is encrypted with them.
+        grpc_tls_ca: PEM file; clients must then show a certificate that it has signed (mutual TLS).
+    """
+
+    open_apis: tuple[str, ...] = ()
+    grpc_tls_cert: Path | None = None
+    grpc_tls_key: Path | None = None
+    grpc_tls_ca: Path | None = None
+
+    def check(self) -> None:
+        """Raises UsageError for an API or files that tritonserver would not take, or not say why."""
+        for api in self.open_apis:
+            if api not in RESTRICTED_APIS[1:]:
+                raise UsageError(f"--open-api {api}: choose from {', '.join(RESTRICTED_APIS[1:])}.")
+        if bool(self.grpc_tls_cert) != bool(self.grpc_tls_key):
+            raise UsageError("--grpc-tls-cert and --grpc-tls-key belong together: give both.")
+        if self.grpc_tls_ca and not self.grpc_tls_cert:
+            raise UsageError("--grpc-tls-ca (mutual TLS) also takes --grpc-tls-cert and --grpc-tls-key.")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            if self.grpc_tls_cert:
+                context.load_cert_chain(self.grpc_tls_cert, self.grpc_tls_key, password="")  # nosec B106
+            if self.grpc_tls_ca:
+                context.load_verify_locations(self.grpc_tls_ca)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            raise UsageError(
+                f"the TLS files {', '.join(str(f) for f in self._files())} cannot be used: {error}. They must be PEM, "
+                "readable, the key without a password, and the key of this certificate."
+            ) from error
+
+    def _files(self) -> list[Path]:
+        return [file for file in (self.grpc_tls_cert, self.grpc_tls_key, self.grpc_tls_ca) if file]
+
+    @property
+    def grpc_tls(self) -> str:
+        """`off`, `server` or `mutual`."""
+        return "mutual" if self.grpc_tls_ca else "server" if self.grpc_tls_cert else "off"
+
+    def arguments(self, admin_token: str) -> list[str]:
+        """Of tritonserver's command line."""
+        restricted = ",".join(api for api in RESTRICTED_APIS if api not in self.open_apis)
+        found = [
+            f"--http-restricted-api={restricted}:{ADMIN_HEADER}={admin_token}",
+            f"--grpc-restricted-protocol={restricted}:{ADMIN_HEADER}={admin_token}",
+        ]
+        if self.grpc_tls_cert and self.grpc_tls_key:
+            found += [
+                "--grpc-use-ssl=true",
+                f"--grpc-server-cert={self.grpc_tls_cert.resolve()}",
+                f"--grpc-server-key={self.grpc_tls_key.resolve()}",
+            ]
+        if self.grpc_tls_ca:
+            found += ["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={self.grpc_tls_ca.resolve()}"]
+        return found
 
 
 def command_line(
@@ -139,11 +228,12 @@ def command_line(
     addresses: Addresses,
     instance_id: str,
     admin_token: str,
+    security: Security,
     extra: list[str],
 ) -> list[str]:
     """Argument list of tritonserver over what `compose` put into `directory`.
 
-    Explicit model control with all models loaded; the control API answers only to `admin_token`.
+    Explicit model control with all models loaded; the restricted APIs answer only to `admin_token`.
     """
     return [
         str(server.binary),
@@ -154,14 +244,13 @@ def command_line(
         "--load-model=*",
         "--exit-on-error=false",
         "--exit-timeout-secs=10",
-        f"--http-address={addresses.host}",
+        f"--http-address={addresses.http_host}",
         f"--http-port={addresses.http_port}",
         f"--grpc-address={addresses.host}",
         f"--grpc-port={addresses.grpc_port}",
         f"--metrics-address={addresses.host}",
         f"--metrics-port={addresses.metrics_port}",
-        f"--http-restricted-api=model-repository:{ADMIN_HEADER}={admin_token}",
-        f"--grpc-restricted-protocol=model-repository:{ADMIN_HEADER}={admin_token}",
+        *security.arguments(admin_token),
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix(instance_id)}",
         "--model-load-thread-count=8",
         *extra,

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,24 @@ def _read(process: subprocess.Popen[str], lines: queue.Queue[str]) -> None:
 @pytest.fixture
 def launch() -> Iterator[Launch]:
     """Starts `serving up`; whatever it started is stopped at the end of the test."""
+    with launching() as start:
+        yield start
+
+
+@contextmanager
+def launching() -> Iterator[Launch]:
+    """The same for other scopes."""
     started: list[Launched] = []
 
-    def start(repository: Path, *arguments: str, env: dict[str, str] | None = None) -> Launched:
+    def start(
+        repository: Path,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        before: tuple[str, ...] = (),
+    ) -> Launched:
+        up = [sys.executable, "-m", "serving", "up", "--repository", str(repository), *ANY_PORT]
         process = subprocess.Popen(
-            [sys.executable, "-m", "serving", "up", "--repository", str(repository), *ANY_PORT, *arguments],
+            [*before, *up, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -75,10 +89,12 @@ def launch() -> Iterator[Launch]:
         started.append(launched)
         return launched
 
-    yield start
-    for launched in started:
-        launched.process.kill()  # the guardian cleans up, which test_launcher.py proves
-        launched.process.wait()
+    try:
+        yield start
+    finally:
+        for launched in started:
+            launched.process.kill()  # the guardian cleans up, which test_launcher.py proves
+            launched.process.wait()
 
 
 @pytest.fixture

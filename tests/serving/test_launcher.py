@@ -17,6 +17,7 @@ from serving.embedded import triton_home
 from serving.instances import InstanceState
 from serving.processes import processes_of, shared_memory_of
 from tests.serving.conftest import Launch, make_tiny, wait_until
+from tests.serving.public_model import health
 
 
 def infer(http: str, model: str = "tiny") -> list[float]:
@@ -42,6 +43,7 @@ def test_two_servers_side_by_side_then_down(tiny_repository: Path, launch: Launc
     assert one["status"] == "ready"
     assert one["models"] == ["tiny"]
     assert one["repository"] == str(tiny_repository)
+    assert health(one["health"])[0] == health(two["health"], "/live")[0] == 200
     assert infer(one["http"]) == infer(two["http"]) == [3.0, -4.0]
     with urllib.request.urlopen(one["metrics"], timeout=10) as answer:
         assert b"nv_inference_request_success" in answer.read()
@@ -82,28 +84,15 @@ def test_kill_9_of_the_launcher_leaves_nothing_within_5_s(tiny_repository: Path,
     assert not (triton_home() / "run" / "killed.json").exists()
 
 
-def test_kill_9_of_the_guardian_is_told_and_swept_up(tiny_repository: Path, launch: Launch) -> None:
-    launched = launch(tiny_repository, "--name", "unguarded")
-    launched.ready()
-    state = state_of("unguarded")
-    guardian = next(
-        pid
-        for pid in processes_of(state.instance_id)
-        if b"guardian.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    )
-    os.kill(guardian, signal.SIGKILL)
-    assert launched.process.wait(20) == 1
-    assert "ended by itself" in launched.errors()
-    assert not processes_of(state.instance_id)
-    assert not shared_memory_of(state.instance_id)
-
-
 def test_sigterm_during_the_start_leaves_nothing(tiny_repository: Path, launch: Launch) -> None:
     launched = launch(tiny_repository, "--name", "early")
     path = triton_home() / "run" / "early.json"
     wait_until(path.exists, 10)
     state = state_of("early")
     wait_until(lambda: len(processes_of(state.instance_id)) >= 2, 10)
+    status, body = health(state.health)
+    assert (status, body["reason"]) == (503, "starting")
+    assert health(state.health, "/live")[0] == 200
     launched.process.terminate()
     assert launched.process.wait(30) == 130
     assert not processes_of(state.instance_id)

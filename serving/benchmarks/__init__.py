@@ -1,0 +1,1 @@
+"""Measurements of `serving` on a real server: `python -m serving.benchmarks`."""

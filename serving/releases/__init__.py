@@ -1,0 +1,1 @@
+"""Releases on a running server: `python -m serving release|rollback|follow`."""

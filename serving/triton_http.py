@@ -1,0 +1,98 @@
+"""The few calls of Triton's HTTP API that supervision needs, each on a connection of its own and with a time limit.
+
+Source of the protocol: the KServe v2 extensions in triton-inference-server/server, docs/protocol. A connection a call,
+because open ones hold up the server's graceful stop; no tritonclient, because these calls come from several threads.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from serving.tritonserver import ADMIN_HEADER
+
+CALL_TIMEOUT_S = 5.0
+
+
+class Refused(Exception):
+    """The server answered with an error: `status` and its message."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class TritonHttp:
+    """One server at `host:port`, asked with the admin token. Safe to use from several threads.
+
+    Every method raises Refused for an answer that is an error, OSError where no answer comes in time.
+    """
+
+    def __init__(self, address: str, admin_token: str, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        self.address = address
+        self.timeout_s = timeout_s
+        self.headers = {ADMIN_HEADER: admin_token}
+
+    def _call(
+        self,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> Any:
+        connection = http.client.HTTPConnection(self.address, timeout=timeout_s or self.timeout_s)
+        try:
+            method = "GET" if body is None else "POST"
+            connection.request(method, path, body, {**self.headers, **(headers or {}), "Connection": "close"})
+            answer = connection.getresponse()
+            data = answer.read()
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"broken answer: {error!r}") from error
+        finally:
+            connection.close()
+        try:
+            said = json.loads(data) if data.strip() else {}
+        except ValueError:
+            said = {"error": data.decode(errors="replace")}
+        if answer.status != 200:
+            message = said.get("error", "") if isinstance(said, dict) else said
+            raise Refused(answer.status, str(message))
+        return said
+
+    def index(self) -> list[dict[str, str]]:
+        """All models and versions that the server knows: name, version, state, reason."""
+        return list(self._call("/v2/repository/index", b"{}"))
+
+    def config(self, model: str, version: str | None = None) -> dict[str, Any]:
+        """The configuration that a model runs with."""
+        return dict(self._call(f"/v2/models/{model}{f'/versions/{version}' if version else ''}/config"))
+
+    def successes(self, model: str) -> int:
+        """Requests of all versions of a model that were answered since it was loaded."""
+        rows = self._call(f"/v2/models/{model}/stats")["model_stats"]
+        return sum(int(row["inference_stats"]["success"]["count"]) for row in rows)
+
+    def load(self, model: str, config: Mapping[str, Any] | None = None, *, timeout_s: float) -> None:
+        """Load a model, with `config` in place of its file; returns when it is ready."""
+        parameters = {"config": json.dumps(config)} if config else {}
+        body = json.dumps({"parameters": parameters}).encode()
+        self._call(f"/v2/repository/models/{model}/load", body, timeout_s=timeout_s)
+
+    def unload(self, model: str) -> None:
+        """Begin to unload a model."""
+        self._call(f"/v2/repository/models/{model}/unload", b"{}")
+
+    def infer_bytes(
+        self, model: str, name: str, values: Sequence[bytes], shape: Sequence[int], *, timeout_s: float
+    ) -> dict[str, list[Any]]:
+        """Ask a model with one input of BYTES; returns its outputs by name, as flat lists."""
+        data = b"".join(struct.pack("<I", len(value)) + value for value in values)
+        tensor = {"name": name, "shape": list(shape), "datatype": "BYTES",
+                  "parameters": {"binary_data_size": len(data)}}  # fmt: skip
+        head = json.dumps({"inputs": [tensor]}).encode()
+        headers = {"Inference-Header-Content-Length": str(len(head))}
+        said = self._call(f"/v2/models/{model}/infer", head + data, headers, timeout_s)
+        return {output["name"]: output["data"] for output in said["outputs"]}
