@@ -1,7 +1,8 @@
 """python -m clients predict SLIDE... --url localhost:8000 [--json] [--heatmap-dir DIR] [--labels train.csv]
 python -m clients classify TILE... --url localhost:8000 [--json]
 
-`predict` takes whole slides: finds tissue, sends tiles to the server, averages to slides and patients.
+`predict` takes whole slides: finds tissue, sends tiles to the server, averages to slides and patients. With `--model
+slide_classifier` the server answers for the slide itself, with attention a tile and uncertainty.
 `classify` takes images that are tiles themselves (JPEG, PNG).
 
 Prints tables (or, with --json, one JSON document a slide or tile) and, as the last line, one JSON document
@@ -30,7 +31,7 @@ from clients.errors import (
 )
 from clients.heatmap import write_heatmap
 from clients.prediction import Prediction, patient_predictions
-from clients.slide_client import SlideClient
+from clients.slide_client import AUTO, SlideClient
 from clients.table import patient_table, slide_table
 from slides.errors import LabelsError, SlidesError
 from slides.labels import SlideRecord, read_labels
@@ -79,7 +80,10 @@ def _parser() -> argparse.ArgumentParser:
         help="host:port, http://, https://, grpc:// or grpcs:// (default: %(default)s)",
     )
     shared.add_argument(
-        "--model", default="tile_classifier", help="model on the server (default: %(default)s)"
+        "--model",
+        default="tile_classifier",
+        help="model on the server: tile_classifier, slide_classifier (attention a tile, uncertainty), or auto: "
+        "slide_classifier where the server has it, else tile_classifier (default: %(default)s)",
     )
     shared.add_argument("--json", action="store_true", help="one JSON document a line in place of tables")
     shared.add_argument(
@@ -103,7 +107,8 @@ def _parser() -> argparse.ArgumentParser:
         "--heatmap-dir", type=Path, help="write <slide>.png here: tiles coloured by probability"
     )
     predict.add_argument(
-        "--heatmap-class", help="class whose probability is drawn (default: the predicted one)"
+        "--heatmap-class",
+        help="class whose probability is drawn (default: the predicted one); a slide classifier's heatmap shows attention",
     )
     predict.add_argument(
         "--labels",
@@ -147,6 +152,8 @@ def _predict(client: SlideClient, options: argparse.Namespace) -> int:
     started_s = time.monotonic()
     records = _records(options.labels, client) if options.labels is not None else {}
     class_names = client.spec.class_names
+    if options.model == AUTO:
+        print(f"asking {client.model}", file=sys.stderr)
     if options.heatmap_class and options.heatmap_class not in class_names:
         print(
             f"error: --heatmap-class {options.heatmap_class!r}: the model knows {', '.join(class_names)}",

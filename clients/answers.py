@@ -1,4 +1,4 @@
-"""What a Clotline tile classifier tells of itself and answers, checked before anyone relies on it. No I/O
+"""What a Clotline classifier tells of itself, and what a tile classifier answers, checked before anyone relies on it. No I/O
 here."""
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clients import bags
+from clients.bags import BagCard, read_bag_card
 from clients.errors import AnswerError, ModelMismatch
 from slides.errors import SpecError
 from slides.spec import ModelSpec
@@ -21,14 +23,38 @@ SUM_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
+class Question:
+    """How a kind of model is asked.
+
+    Attributes:
+        input: name of the tensor of encoded tiles.
+        outputs: names of what it answers.
+        batched: tiles are a batch [N, 1] with an answer each; else a bag [T] with one answer.
+    """
+
+    input: str
+    outputs: tuple[str, ...]
+    batched: bool
+
+    def shape(self, tiles: int) -> list[int]:
+        """Of the input."""
+        return [tiles, 1] if self.batched else [tiles]
+
+
+TILES = Question(INPUT, OUTPUTS, batched=True)
+BAGS = Question(bags.INPUT, bags.OUTPUTS, batched=False)
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelCard:
-    """What the server's configuration of a tile classifier says.
+    """What the server's configuration of a tile or slide classifier says.
 
     Attributes:
         name: the model's name on the server.
         version: the version that answers when none is asked for.
         spec: classes, tile geometry and normalisation that the model was trained with.
         max_batch: tiles that one request may hold, >= 1.
+        bag: of a slide classifier, which answers for a bag of tiles; None for a tile classifier.
         checkpoint: where the network comes from (weights_sha256, git_commit, architecture, format), as
             exported.
     """
@@ -38,6 +64,7 @@ class ModelCard:
     spec: ModelSpec
     max_batch: int
     checkpoint: Mapping[str, Any]
+    bag: BagCard | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +86,7 @@ def read_model_card(name: str, version: str, config: Mapping[str, Any]) -> Model
     """The card of a model from its configuration as tritonclient gives it (snake_case keys, JSON types).
 
     Raises:
-        ModelMismatch: the configuration has no usable `clotline_spec`, or is not that of a tile classifier.
+        ModelMismatch: the configuration has no usable `clotline_spec`, or is not that of a tile or slide classifier.
     """
     parameters = {key: entry.get("string_value", "") for key, entry in config.get("parameters", {}).items()}
     if "clotline_spec" not in parameters:
@@ -73,12 +100,16 @@ def read_model_card(name: str, version: str, config: Mapping[str, Any]) -> Model
         raise ModelMismatch(f"model {name!r}: its parameter clotline_spec does not hold: {error}") from error
     inputs = [entry.get("name") for entry in config.get("input", [])]
     outputs = [entry.get("name") for entry in config.get("output", [])]
-    if inputs != [INPUT] or not set(OUTPUTS) <= set(outputs):
+    if not any(
+        inputs == [question.input] and set(question.outputs) <= set(outputs) for question in (TILES, BAGS)
+    ):
         raise ModelMismatch(
             f"model {name!r} takes {inputs} and answers {outputs}; a tile classifier takes {[INPUT]} and "
-            f"answers {list(OUTPUTS)}. Ask for tile_classifier, not for one of its parts"
+            f"answers {list(OUTPUTS)}, a slide classifier takes {[bags.INPUT]}. Ask for tile_classifier or "
+            "slide_classifier, not for one of its parts"
         )
-    max_batch = int(config.get("max_batch_size", 0))
+    bag = read_bag_card(name, parameters) if inputs == [bags.INPUT] else None
+    max_batch = bag.max_tiles if bag is not None else int(config.get("max_batch_size", 0))
     if max_batch < 1:
         raise ModelMismatch(f"model {name!r} has max_batch_size {max_batch}; a tile classifier takes batches")
     try:
@@ -87,7 +118,7 @@ def read_model_card(name: str, version: str, config: Mapping[str, Any]) -> Model
         raise ModelMismatch(
             f"model {name!r}: its parameter clotline_checkpoint is no JSON: {error}"
         ) from error
-    return ModelCard(name, version, spec, max_batch, checkpoint)
+    return ModelCard(name, version, spec, max_batch, checkpoint, bag)
 
 
 def check_answers(

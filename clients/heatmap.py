@@ -1,4 +1,4 @@
-"""A heatmap: the thumbnail of a slide, each tile coloured by the probability of one class."""
+"""A heatmap: the thumbnail of a slide, each tile coloured by the probability of one class, or by its attention."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def draw_heatmap(
     Args:
         thumbnail_HWC: uint8 RGB [H, W, 3] of the whole slide.
         prediction: its tiles are placed by `slide_size_px`.
-        class_name: whose probability is drawn; by default the predicted class.
+        class_name: whose probability is drawn; by default the predicted class. Where a slide classifier answered, tiles have
+            no probabilities: then attention is drawn, as a share of the largest one.
 
     Returns:
         uint8 RGB, larger than the thumbnail by margins, title and bar. The thumbnail's pixel (0, 0) is at row
@@ -87,7 +88,8 @@ def draw_heatmap(
     if name not in prediction.probabilities:
         known = ", ".join(prediction.probabilities)
         raise HeatmapError(f"heatmap of {prediction.image_id}: no class {name!r}; the model knows {known}")
-    body_HWC = _colour_tiles(thumbnail_HWC, prediction, name)
+    values_N, drawn = _values(prediction, name)
+    body_HWC = _colour_tiles(thumbnail_HWC, prediction, values_N)
     height_px, width_px = body_HWC.shape[:2]
     body_width_px, body_height_px = max(width_px, MIN_BODY_PX[0]), max(height_px, MIN_BODY_PX[1])
     canvas = Image.new(
@@ -103,7 +105,7 @@ def draw_heatmap(
         width=1,
     )
     _draw_title(draw, prediction, canvas.width - 2 * MARGIN_PX)
-    _draw_bar(canvas, name, MARGIN_PX + body_width_px + MARGIN_PX, body_height_px)
+    _draw_bar(canvas, drawn, MARGIN_PX + body_width_px + MARGIN_PX, body_height_px)
     return np.asarray(canvas)
 
 
@@ -115,11 +117,20 @@ def colours_of(values_N: NDArray[np.float64]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(bgr_N13[:, 0, ::-1]).astype(np.uint8)
 
 
-def _colour_tiles(thumbnail_HWC: NDArray[np.uint8], prediction: Prediction, name: str) -> NDArray[np.uint8]:
+def _values(prediction: Prediction, name: str) -> tuple[NDArray[np.float64], str]:
+    """What is drawn of each tile, 0..1, and what the bar calls it."""
+    attention_N = np.array([tile.attention or 0.0 for tile in prediction.tiles], dtype=np.float64)
+    if any(tile.attention is not None for tile in prediction.tiles):
+        return attention_N / max(float(attention_N.max()), 1e-12), "attention"
+    return np.array([tile.probabilities[name] for tile in prediction.tiles], dtype=np.float64), f"p({name})"
+
+
+def _colour_tiles(
+    thumbnail_HWC: NDArray[np.uint8], prediction: Prediction, values_N: NDArray[np.float64]
+) -> NDArray[np.uint8]:
     body_HWC = thumbnail_HWC.copy()
     height_px, width_px = body_HWC.shape[:2]
     scale_x, scale_y = width_px / prediction.slide_size_px[0], height_px / prediction.slide_size_px[1]
-    values_N = np.array([tile.probabilities[name] for tile in prediction.tiles], dtype=np.float64)
     for tile, colour in zip(prediction.tiles, colours_of(values_N), strict=True):
         left, top = max(0, round(tile.x_px * scale_x)), max(0, round(tile.y_px * scale_y))
         right = min(width_px, max(left + 1, round((tile.x_px + tile.side_px) * scale_x)))
@@ -151,7 +162,7 @@ def _draw_title(draw: ImageDraw.ImageDraw, prediction: Prediction, width_px: int
     draw.text((MARGIN_PX, 46), _shortened(draw, facts, 15, width_px), fill=FAINT_INK, font=_font(15))
 
 
-def _draw_bar(canvas: Image.Image, name: str, left_px: int, body_height_px: int) -> None:
+def _draw_bar(canvas: Image.Image, drawn: str, left_px: int, body_height_px: int) -> None:
     draw = ImageDraw.Draw(canvas)
     top_px = TITLE_PX + 30
     height_px = min(320, body_height_px - 60)
@@ -159,7 +170,7 @@ def _draw_bar(canvas: Image.Image, name: str, left_px: int, body_height_px: int)
     canvas.paste(Image.fromarray(strip_HWC), (left_px, top_px))
     draw.text(
         (left_px, TITLE_PX),
-        _shortened(draw, f"p({name})", 15, BAR_COLUMN_PX - MARGIN_PX),
+        _shortened(draw, drawn, 15, BAR_COLUMN_PX - MARGIN_PX),
         fill=INK,
         font=_font(15),
     )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from slides.aggregate import mean_probabilities, slides_to_patients
 
 if TYPE_CHECKING:
+    from clients.bags import BagAnswer
     from slides.tissue import TileRef
 
 
@@ -23,7 +24,9 @@ class TilePrediction:
         x_px, y_px: upper left corner in level-0 pixels.
         side_px: side of the square in level-0 pixels.
         tissue_share: 0..1, share of the tile that is tissue.
-        probabilities: class name -> 0..1.
+        probabilities: class name -> 0..1; empty where a slide classifier answered, which has none of tiles.
+        attention: 0..1, how much of the slide's answer rests on it (all tiles sum to 1); None where a tile classifier
+            answered, whose tiles all count the same.
     """
 
     x_px: int
@@ -31,11 +34,12 @@ class TilePrediction:
     side_px: int
     tissue_share: float
     probabilities: Mapping[str, float]
+    attention: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The answer for one slide: the mean over its tiles.
+    """The answer for one slide: the mean over its tiles, or what a slide classifier makes of them.
 
     Attributes:
         image_id: name of the slide, its file name without suffix.
@@ -48,6 +52,10 @@ class Prediction:
         model_version: version that answered for every tile.
         slide_size_px: level-0 (width, height).
         um_per_px: level-0 resolution in micrometres per pixel, as the slide states it or as it was given.
+        answered: False where the model abstains: label and probabilities are there, and are not to be relied on.
+        entropy: of the probabilities, nats; None where a tile classifier answered.
+        mutual_information: nats, what the members of an ensemble disagree about; None where a tile classifier answered.
+        release: which release answered, as the server says; None where it does not.
     """
 
     image_id: str
@@ -60,6 +68,10 @@ class Prediction:
     model_version: str
     slide_size_px: tuple[int, int]
     um_per_px: float
+    answered: bool = True
+    entropy: float | None = None
+    mutual_information: float | None = None
+    release: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types; keys are the attributes' names."""
@@ -123,6 +135,45 @@ def slide_prediction(
         model_version=model_version,
         slide_size_px=slide_size_px,
         um_per_px=um_per_px,
+    )
+
+
+def bag_prediction(
+    refs: Sequence[TileRef],
+    answer: BagAnswer,
+    class_names: Sequence[str],
+    *,
+    image_id: str,
+    patient_id: str,
+    model: str,
+    model_version: str,
+    slide_size_px: tuple[int, int],
+    um_per_px: float,
+) -> Prediction:
+    """The prediction of a slide from a slide classifier's answer.
+
+    Args:
+        refs: the T tiles of the bag, in the order in which they were sent.
+    """
+    tiles = tuple(
+        TilePrediction(ref.x_px, ref.y_px, ref.side_px, ref.tissue_share, {}, float(weight))
+        for ref, weight in zip(refs, answer.attention_T, strict=True)
+    )
+    return Prediction(
+        image_id=image_id,
+        patient_id=patient_id,
+        label=class_names[answer.label_index],
+        confidence=float(answer.probabilities_K[answer.label_index]),
+        probabilities=_by_class(class_names, answer.probabilities_K),
+        tiles=tiles,
+        model=model,
+        model_version=model_version,
+        slide_size_px=slide_size_px,
+        um_per_px=um_per_px,
+        answered=answer.answered,
+        entropy=answer.entropy,
+        mutual_information=answer.mutual_information,
+        release=answer.release,
     )
 
 

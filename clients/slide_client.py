@@ -1,4 +1,4 @@
-"""A slide in, a Prediction out, through a Clotline tile classifier on a Triton server.
+"""A slide in, a Prediction out, through a Clotline tile or slide classifier on a Triton server.
 
 with SlideClient("localhost:8000") as client:
     prediction = client.predict("slides/006388_0.tif")
@@ -13,12 +13,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
+from typing import TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clients.address import parse_address
 from clients.answers import (
+    BAGS,
     ModelCard,
     TileAnswers,
     check_answers,
@@ -26,9 +28,10 @@ from clients.answers import (
     join_answers,
     read_model_card,
 )
+from clients.bags import BagAnswer, check_bag_answer
 from clients.connections import CLOSING_S, Connections, Patience
 from clients.errors import ModelMismatch, ModelNotReady, RequestRefused
-from clients.prediction import Prediction, slide_prediction
+from clients.prediction import Prediction, bag_prediction, slide_prediction
 from clients.transport import Transport
 from slides.labels import patient_of
 from slides.reader import open_slide
@@ -38,6 +41,21 @@ from slides.tissue import TileRef, find_tiles, iter_tiles
 # Half of Triton's default limit for one HTTP request (64 MiB), so that no batch of large tiles is turned
 # away.
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
+# A bag is not cut into several requests; this is Triton's limit for HTTP less room for the headers.
+MAX_HTTP_BAG_BYTES = 60 * 1024 * 1024
+AUTO = "auto"
+AUTO_MODELS = ("slide_classifier", "tile_classifier")
+
+T = TypeVar("T")
+
+
+class _About(TypedDict):
+    image_id: str
+    patient_id: str
+    model: str
+    model_version: str
+    slide_size_px: tuple[int, int]
+    um_per_px: float
 
 
 class SlideClient:
@@ -48,7 +66,8 @@ class SlideClient:
 
     Args:
         url: `host:port`, `http://...`, `https://...`, `grpc://...` or `grpcs://...`.
-        model: name of the tile classifier on the server.
+        model: name of the tile or slide classifier on the server; "auto" asks for slide_classifier and, where the server
+            has none, for tile_classifier (`model` then says which one it is).
         timeout_s: deadline of one request, its retries included.
         concurrency: requests under way at once, each on a connection and thread of its own.
         batch: tiles a request; at most (and by default) what the model takes.
@@ -99,7 +118,7 @@ class SlideClient:
         Raises:
             ServerUnreachable, ServerBusy, DeadlineExceeded, ModelNotReady, RequestRefused, ServerFault: no
                 answer.
-            ModelMismatch: the model is no tile classifier.
+            ModelMismatch: the model is no tile or slide classifier.
         """
         if self._card is None:
             self._card = self._ask_card()
@@ -121,18 +140,31 @@ class SlideClient:
             AnswerError: the answer cannot be.
             ClientError: no answer; see clients.errors.
         """
-        return self._ask(lambda spec: tiles)[1]
+        return self._ask(lambda card: tiles, self._send)[1]
 
     def classify_tiles(self, tiles: Sequence[bytes]) -> NDArray[np.float32]:
         """Probabilities float32 [N, K] of N encoded tiles, a column for each of `spec.class_names`; raises as
         `classify` does."""
         return self.classify(tiles).probabilities_NK
 
+    def classify_bag(self, tiles: Sequence[bytes]) -> BagAnswer:
+        """Ask a slide classifier about a bag of encoded tiles, all those of one slide.
+
+        Raises:
+            RequestRefused: the bag is empty or too large, the server took a tile for no image, ...
+            ModelMismatch: the model is a tile classifier.
+            AnswerError: the answer cannot be.
+            ClientError: no answer; see clients.errors.
+        """
+        return self._ask(lambda card: tiles, self._send_bag)[1]
+
     def predict(
         self, path: Path | str, *, um_per_px: float | None = None, patient_id: str | None = None
     ) -> Prediction:
-        """Find tissue on the slide, send its tiles, average the answers. Tiles are cut while earlier ones are
-        under way.
+        """Find tissue on the slide, send its tiles, and say what the model makes of them.
+
+        To a tile classifier, tiles are sent while others are being cut, and the answers are averaged. A slide classifier
+        gets the bag that it was judged by in one request; attention says how much rests on each tile.
 
         Args:
             path: a slide file that `slides.reader.open_slide` reads.
@@ -149,35 +181,38 @@ class SlideClient:
         with open_slide(path, um_per_px=um_per_px) as slide:
             refs: list[TileRef] = []
 
-            def cut(spec: ModelSpec) -> Generator[bytes, None, None]:
-                refs[:] = find_tiles(slide, spec)
-                for _, data in iter_tiles(slide, spec, refs):
+            def cut(card: ModelCard) -> Generator[bytes, None, None]:
+                found = find_tiles(slide, card.spec)
+                refs[:] = found if card.bag is None else card.bag.chosen(found)
+                for _, data in iter_tiles(slide, card.spec, refs):
                     yield data
 
-            card, answers = self._ask(cut)
-            return slide_prediction(
-                refs,
-                answers.probabilities_NK,
-                card.spec.class_names,
-                image_id=path.stem,
-                patient_id=patient_of(path.stem) if patient_id is None else patient_id,
-                model=self.model,
-                model_version=card.version,
-                slide_size_px=slide.size_px,
-                um_per_px=float(slide.um_per_px or 0),
-            )
+            card, answer = self._ask(cut, self._send_any)
+            about: _About = {
+                "image_id": path.stem,
+                "patient_id": patient_of(path.stem) if patient_id is None else patient_id,
+                "model": self.model,
+                "model_version": card.version,
+                "slide_size_px": slide.size_px,
+                "um_per_px": float(slide.um_per_px or 0),
+            }
+            if isinstance(answer, BagAnswer):
+                return bag_prediction(refs, answer, card.spec.class_names, **about)
+            return slide_prediction(refs, answer.probabilities_NK, card.spec.class_names, **about)
 
-    def _ask(self, cut: Callable[[ModelSpec], Iterable[bytes]]) -> tuple[ModelCard, TileAnswers]:
-        """Send the tiles that `cut` makes for the model's specification.
+    def _ask(
+        self, cut: Callable[[ModelCard], Iterable[bytes]], send: Callable[[Iterable[bytes], ModelCard], T]
+    ) -> tuple[ModelCard, T]:
+        """Send the tiles that `cut` makes for the model.
 
         When another version answers than the one whose specification is known, a release took place: ask for
         the specification, cut and send anew, once.
         """
         for _ in range(2):
             card = self.card
-            tiles = cut(card.spec)
+            tiles = cut(card)
             try:
-                return card, self._send(tiles, card)
+                return card, send(tiles, card)
             except _VersionChanged as change:
                 self._card = None
                 answered = str(change)
@@ -191,8 +226,40 @@ class SlideClient:
             "twice; releases take place right now, try again later"
         )
 
+    def _send_any(self, tiles: Iterable[bytes], card: ModelCard) -> TileAnswers | BagAnswer:
+        return self._send(tiles, card) if card.bag is None else self._send_bag(tiles, card)
+
+    def _send_bag(self, tiles: Iterable[bytes], card: ModelCard) -> BagAnswer:
+        """All tiles in one request, which has one answer."""
+        source = f"{self.address}, model {self.model!r}"
+        if card.bag is None:
+            raise ModelMismatch(f"{source} is a tile classifier; a bag is answered by slide_classifier")
+        bag = list(tiles)
+        held_bytes = sum(map(len, bag))
+        over_http = self.address.protocol == "http"
+        most_bytes = min(card.bag.max_bytes, MAX_HTTP_BAG_BYTES) if over_http else card.bag.max_bytes
+        if not 1 <= len(bag) <= card.bag.max_tiles or held_bytes > most_bytes:
+            hint = " (over grpc:// it may be larger)" if most_bytes < card.bag.max_bytes else ""
+            raise RequestRefused(
+                f"{source}: a bag of {len(bag)} tiles with {held_bytes} bytes was not sent; it takes 1 to "
+                f"{card.bag.max_tiles} tiles and at most {most_bytes} bytes{hint}"
+            )
+
+        def infer(transport: Transport, timeout_s: float) -> BagAnswer:
+            raw = transport.infer(self.model, bag, timeout_s, BAGS)
+            if raw.version != card.version:
+                raise _VersionChanged(raw.version)
+            classes = len(card.spec.class_names)
+            return check_bag_answer(raw.outputs, tile_count=len(bag), class_count=classes, source=source)
+
+        return self._connections.submit(infer).result()
+
     def _send(self, tiles: Iterable[bytes], card: ModelCard) -> TileAnswers:
         source = f"{self.address}, model {self.model!r}"
+        if card.bag is not None:
+            raise ModelMismatch(
+                f"{source} answers for whole slides; single tiles are classified by tile_classifier"
+            )
         size = min(self._batch or card.max_batch, card.max_batch)
         waiting: collections.deque[Future[TileAnswers]] = collections.deque()
         parts = [empty_answers(len(card.spec.class_names))]
@@ -224,16 +291,22 @@ class SlideClient:
         return join_answers(parts)
 
     def _ask_card(self) -> ModelCard:
-        def ask(transport: Transport, timeout_s: float) -> ModelCard:
-            versions = transport.model_versions(self.model, timeout_s)
+        def ask(model: str, transport: Transport, timeout_s: float) -> ModelCard:
+            versions = transport.model_versions(model, timeout_s)
             if not versions:
-                raise ModelNotReady(f"{self.address}, model {self.model!r}: no version of it is loaded")
+                raise ModelNotReady(f"{self.address}, model {model!r}: no version of it is loaded")
             version = max(versions, key=int)
-            return read_model_card(
-                self.model, version, transport.model_config(self.model, version, timeout_s)
-            )
+            return read_model_card(model, version, transport.model_config(model, version, timeout_s))
 
-        return self._connections.submit(ask).result()
+        if self.model == AUTO:
+            first, second = AUTO_MODELS
+            try:
+                card = self._connections.submit(functools.partial(ask, first)).result()
+            except ModelNotReady:
+                card = self._connections.submit(functools.partial(ask, second)).result()
+            self.model = card.name
+            return card
+        return self._connections.submit(functools.partial(ask, self.model)).result()
 
 
 def batches(tiles: Iterable[bytes], size: int, max_bytes: int) -> Iterator[list[bytes]]:

@@ -8,7 +8,8 @@ from clients.prediction import PatientPrediction, Prediction
 
 
 def slide_table(predictions: Sequence[Prediction], truth: Mapping[str, str] | None = None) -> str:
-    """One line a slide; with `truth` (image_id -> label) a column that says what the label file says.
+    """One line a slide; with `truth` (image_id -> label) a column that says what the label file says. A label in brackets
+    is one that the model abstains from.
 
     Args:
         predictions: at least one, all with the same classes.
@@ -16,7 +17,13 @@ def slide_table(predictions: Sequence[Prediction], truth: Mapping[str, str] | No
     classes = list(predictions[0].probabilities)
     header = ["slide", "patient", "label", *(f"p({name})" for name in classes), "tiles"]
     rows = [
-        [entry.image_id, entry.patient_id, entry.label, *_values(entry.probabilities), str(len(entry.tiles))]
+        [
+            entry.image_id,
+            entry.patient_id,
+            _label(entry),
+            *_values(entry.probabilities),
+            str(len(entry.tiles)),
+        ]
         for entry in predictions
     ]
     return _table(
@@ -39,6 +46,10 @@ def patient_table(patients: Sequence[PatientPrediction], truth: Mapping[str, str
     return _table(
         header, rows, [_verdict(entry.label, (truth or {}).get(entry.patient_id)) for entry in patients]
     )
+
+
+def _label(prediction: Prediction) -> str:
+    return prediction.label if prediction.answered else f"({prediction.label})"
 
 
 def _values(probabilities: Mapping[str, float]) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.address import Address
-from clients.answers import INPUT, OUTPUTS
+from clients.answers import TILES, Question
 from clients.errors import (
     ClientError,
     DeadlineExceeded,
@@ -63,7 +63,9 @@ class Transport(Protocol):
 
     def model_config(self, model: str, version: str, timeout_s: float) -> dict[str, Any]: ...
 
-    def infer(self, model: str, tiles: Sequence[bytes], timeout_s: float) -> RawAnswer: ...
+    def infer(
+        self, model: str, tiles: Sequence[bytes], timeout_s: float, question: Question = TILES
+    ) -> RawAnswer: ...
 
     def close(self) -> None: ...
 
@@ -144,15 +146,17 @@ class HttpTransport:
     def model_config(self, model: str, version: str, timeout_s: float) -> dict[str, Any]:
         return dict(self._call(model, timeout_s, lambda client: client.get_model_config(model, version)))
 
-    def infer(self, model: str, tiles: Sequence[bytes], timeout_s: float) -> RawAnswer:
+    def infer(
+        self, model: str, tiles: Sequence[bytes], timeout_s: float, question: Question = TILES
+    ) -> RawAnswer:
         import tritonclient.http as triton
 
-        tensor = triton.InferInput(INPUT, [len(tiles), 1], "BYTES")
-        tensor.set_data_from_numpy(_tile_array(tiles))
-        wanted = [triton.InferRequestedOutput(name) for name in OUTPUTS]
+        tensor = triton.InferInput(question.input, question.shape(len(tiles)), "BYTES")
+        tensor.set_data_from_numpy(_tile_array(tiles).reshape(question.shape(len(tiles))))
+        wanted = [triton.InferRequestedOutput(name) for name in question.outputs]
         result = self._call(model, timeout_s, lambda client: client.infer(model, [tensor], outputs=wanted))
         version = str(result.get_response().get("model_version", ""))
-        return RawAnswer({name: result.as_numpy(name) for name in OUTPUTS}, version)
+        return RawAnswer({name: result.as_numpy(name) for name in question.outputs}, version)
 
     def close(self) -> None:
         client, self._client = self._client, None
@@ -224,18 +228,20 @@ class GrpcTransport:
         except Exception as error:
             self._raise(error, model)
 
-    def infer(self, model: str, tiles: Sequence[bytes], timeout_s: float) -> RawAnswer:
+    def infer(
+        self, model: str, tiles: Sequence[bytes], timeout_s: float, question: Question = TILES
+    ) -> RawAnswer:
         import tritonclient.grpc as triton
 
-        tensor = triton.InferInput(INPUT, [len(tiles), 1], "BYTES")
-        tensor.set_data_from_numpy(_tile_array(tiles))
-        wanted = [triton.InferRequestedOutput(name) for name in OUTPUTS]
+        tensor = triton.InferInput(question.input, question.shape(len(tiles)), "BYTES")
+        tensor.set_data_from_numpy(_tile_array(tiles).reshape(question.shape(len(tiles))))
+        wanted = [triton.InferRequestedOutput(name) for name in question.outputs]
         try:
             result = self._connected().infer(model, [tensor], outputs=wanted, client_timeout=timeout_s)
         except Exception as error:
             self._raise(error, model)
         return RawAnswer(
-            {name: result.as_numpy(name) for name in OUTPUTS}, result.get_response().model_version
+            {name: result.as_numpy(name) for name in question.outputs}, result.get_response().model_version
         )
 
     def close(self) -> None:

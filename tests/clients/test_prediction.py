@@ -46,6 +46,7 @@ def test_a_prediction_is_frozen_and_json() -> None:
         "side_px": 512,
         "tissue_share": 0.9,
         "probabilities": {"CE": 0.5, "LAA": 0.5},
+        "attention": None,
     }
     with pytest.raises(dataclasses.FrozenInstanceError):
         prediction.label = "CE"  # type: ignore[misc]

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clients.answers import ModelCard
 from clients.errors import ClosedError, ModelMismatch, ModelNotReady, RequestRefused, ServerUnreachable
 from clients.slide_client import SlideClient, batches
 from slides.decode import encode_tile
 from slides.errors import NoTissueError, SlideFileError
 from slides.reader import open_slide
-from slides.spec import ModelSpec
 from slides.tissue import find_tiles, iter_tiles
 
 
@@ -119,7 +119,7 @@ def test_a_refusal_says_where_among_all_tiles(served_repository: Any, tiles: lis
 def test_tiles_are_no_longer_cut_once_a_request_failed(client: SlideClient) -> None:
     ended = []
 
-    def endless(spec: ModelSpec) -> Iterator[bytes]:
+    def endless(card: ModelCard) -> Iterator[bytes]:
         try:
             while True:
                 yield b"no image"
@@ -127,7 +127,7 @@ def test_tiles_are_no_longer_cut_once_a_request_failed(client: SlideClient) -> N
             ended.append(True)
 
     with pytest.raises(RequestRefused) as caught:
-        client._ask(endless)
+        client._ask(endless, client._send)
     assert ended == [True]  # although the error still refers to the frames that cut
     assert caught.value.__traceback__ is not None
 
