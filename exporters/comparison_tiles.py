@@ -12,6 +12,7 @@ training patients only.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,15 @@ from exporters.errors import GoldenTilesError
 from slides.decode import decode_tile
 from slides.errors import SlidesError, TileDecodeError
 from slides.labels import SlideRecord, patient_of, read_labels
+from slides.spec import ModelSpec
 from training.checkpoint import Checkpoint
+from training.errors import StoreError
 
 MOST_COMPARISON_TILES = 1024
 MOST_CALIBRATION_TILES = 128
 LEAST_CALIBRATION_TILES = 16
+_MOST_TILES_A_SLIDE = 16
+_STORE_NAME = "store.json"
 _TILE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -63,10 +68,17 @@ class Truth:
 
 @dataclass(frozen=True)
 class ComparisonTiles:
-    """Tiles as the served network gets them: `tiles_NHWC` uint8 [N, S, S, 3] RGB, N >= 1, and what is true of them."""
+    """N >= 1 tiles, three times in the same order.
+
+    Attributes:
+        tiles_NHWC: uint8 [N, S, S, 3] RGB, as the served network gets them.
+        truth: what is true of them.
+        encoded: JPEG or PNG, as clients send them.
+    """
 
     tiles_NHWC: np.ndarray
     truth: Truth
+    encoded: tuple[EncodedTile, ...]
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,7 @@ def comparison_tiles(checkpoint: Checkpoint, source: Path | None) -> ComparisonT
     if source is None:
         encoded = golden_tiles(checkpoint)
     else:
-        found = _read(source, "--tiles", checkpoint.spec.class_names, _Wanted(held_out or None, frozenset()))
+        found = _read(source, "--tiles", checkpoint.spec, _Wanted(held_out or None, frozenset()))
         encoded = _spread(found, MOST_COMPARISON_TILES)
     truth = Truth(
         checkpoint.spec.class_names,
@@ -96,7 +108,8 @@ def comparison_tiles(checkpoint: Checkpoint, source: Path | None) -> ComparisonT
         tuple(tile.image_id for tile in encoded),
         tuple(tile.patient_id for tile in encoded),
     )
-    return ComparisonTiles(decode_tiles(encoded, checkpoint.spec.input_size_px, option="--tiles"), truth)
+    decoded_NHWC = decode_tiles(encoded, checkpoint.spec.input_size_px, option="--tiles")
+    return ComparisonTiles(decoded_NHWC, truth, tuple(encoded))
 
 
 def golden_tiles(checkpoint: Checkpoint) -> list[EncodedTile]:
@@ -119,7 +132,7 @@ def calibration_tiles(checkpoint: Checkpoint, source: Path) -> np.ndarray:
     held_out = _patients(checkpoint, "held_out_patients")
     trained = _patients(checkpoint, "train_patients")
     wanted = _Wanted(trained or None, frozenset(held_out))
-    found = _read(source, "--calibration-tiles", checkpoint.spec.class_names, wanted)
+    found = _read(source, "--calibration-tiles", checkpoint.spec, wanted)
     golden = {_digest(tile.data) for tile in checkpoint.golden_tiles}
     usable = [tile for tile in found if _digest(tile.data) not in golden]
     if len(usable) < LEAST_CALIBRATION_TILES:
@@ -155,12 +168,12 @@ def decode_tiles(encoded: Sequence[EncodedTile], size_px: int, *, option: str = 
     return np.stack(decoded)
 
 
-def _read(source: Path, option: str, class_names: Sequence[str], wanted: _Wanted) -> list[EncodedTile]:
+def _read(source: Path, option: str, spec: ModelSpec, wanted: _Wanted) -> list[EncodedTile]:
     """All tiles of a directory, data set or store, of the patients asked for where patients are known."""
     if (source / "train.csv").is_file() and (source / "train").is_dir():
-        tiles = _of_data_set(source, option, class_names, wanted)
-    elif source.is_dir() and _is_store(source):
-        tiles = _of_store(source, option, wanted)
+        tiles = _of_data_set(source, option, spec.class_names, wanted)
+    elif (source / _STORE_NAME).is_file():
+        tiles = _of_store(source, option, spec, wanted)
     else:
         return read_tiles(source, option=option)
     if not tiles:
@@ -195,6 +208,10 @@ def read_tiles(directory: Path, *, option: str = "--tiles") -> list[EncodedTile]
 def _of_data_set(source: Path, option: str, class_names: Sequence[str], wanted: _Wanted) -> list[EncodedTile]:
     try:
         records = [r for r in read_labels(source, class_names=class_names) if r.patient_id in wanted]
+        if records and not any(record.path.suffix.lower() in _TILE_SUFFIXES for record in records):
+            raise GoldenTilesError(
+                f"{source} holds whole slides. Cut them into a store (python -m training tile) and name that as {option}."
+            )
         return [
             _known(f"{record.path}", record.path.read_bytes(), record)
             for record in records
@@ -202,36 +219,34 @@ def _of_data_set(source: Path, option: str, class_names: Sequence[str], wanted: 
         ]
     except (SlidesError, OSError) as error:
         raise GoldenTilesError(
-            f"The data set {source} cannot be read: {error}. Name another as {option}."
+            f"The data set {source} cannot be read: {_in_one_line(error)}. Name another as {option}."
         ) from error
 
 
-def _is_store(source: Path) -> bool:
-    try:
-        from training.store.reader import TileStore
-
-        TileStore.open(source)
-    except Exception:  # whatever is wrong with it as a store: it is then read as a directory of tiles
-        return False
-    return True
-
-
-def _of_store(source: Path, option: str, wanted: _Wanted) -> list[EncodedTile]:
+def _of_store(source: Path, option: str, spec: ModelSpec, wanted: _Wanted) -> list[EncodedTile]:
+    """Of each slide up to 16 of the tiles that a client would send: tiles of one slide are alike."""
     from training.store.reader import TileStore
 
-    most_a_slide = 16  # tiles of one slide are alike; the choice is spread over slides
     try:
         store = TileStore.open(source)
+        store.check_fits(
+            dataclasses.replace(spec, tiles_per_slide=1, min_tissue_share=store.spec_of_cut.min_tissue_share)
+        )
         tiles = []
         for record in store.slides:
             if record.patient_id in wanted:
-                for row in _spread(list(store.rows_of(record.image_id)), most_a_slide):
-                    tiles.append(_known(f"{source}, row {row}", bytes(store.tile(int(row))), record))
+                rows = store.richest(record.image_id, spec.tiles_per_slide, spec.min_tissue_share)
+                for row in _spread(rows, _MOST_TILES_A_SLIDE):
+                    tiles.append(_known(f"{source}, row {row}", store.tile(row), record))
         return tiles
-    except Exception as error:  # StoreError and what the file system says
+    except (StoreError, OSError) as error:
         raise GoldenTilesError(
-            f"The tile store {source} cannot be read: {error}. Name another as {option}."
+            f"The tile store {source} cannot be used: {_in_one_line(error)}. Name another as {option}."
         ) from error
+
+
+def _in_one_line(error: Exception) -> str:
+    return "; ".join(line.strip().removeprefix("- ") for line in str(error).splitlines())
 
 
 def _known(name: str, data: bytes, record: SlideRecord) -> EncodedTile:

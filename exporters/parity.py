@@ -8,14 +8,14 @@ at each precision, is one table: `exporters.tolerances`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from exporters.comparison_tiles import Truth
-from exporters.errors import GoldenTilesError, ParityError
+from exporters.errors import GoldenTilesError, ParityError, ServedError
 from exporters.formats.interface import Answer, Runner
 from exporters.tolerances import TOLERANCES, Tolerance
 from slides.aggregate import slides_to_patients
@@ -24,6 +24,9 @@ from training.scores import by_slide, roc_auc, weighted_log_loss
 
 _SMALLEST_PROBABILITY = 1e-12
 _REFERENCE_BATCH = 16
+
+Ask = Callable[[np.ndarray], Answer]
+"""Something that answers to tiles by their numbers, int64 [n]."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def check_parity(
     precision: str = "fp32",
     truth: Truth | None = None,
 ) -> Parity:
-    """Compare an artefact with PyTorch on all tiles, at batch 1, 2 and `max_batch`.
+    """Compare an artefact in this process with PyTorch on all tiles, at batch 1, 2 and `max_batch`.
 
     Args:
         format_name: for the errors.
@@ -109,31 +112,62 @@ def check_parity(
         truth: labels and patients of the tiles, for the patients' AUC and log loss.
 
     Raises:
-        ParityError: an answer is missing, of another shape or dtype, not finite, or differs by more than allowed.
+        ParityError: an answer is missing, of another shape or dtype, not finite, or differs by more than allowed; of
+            the last, `measured` has the figures of all tiles.
         GoldenTilesError: too few tiles for this precision.
     """
+    with one_torch_thread():
+        return compare(
+            format_name,
+            lambda rows: run(np.ascontiguousarray(tiles_NHWC[rows])),
+            expected,
+            max_batch=max_batch,
+            precision=precision,
+            truth=truth,
+        )
+
+
+def compare(
+    name: str,
+    ask: Ask,
+    expected: Answer,
+    *,
+    max_batch: int,
+    precision: str = "fp32",
+    truth: Truth | None = None,
+) -> Parity:
+    """Compare with PyTorch whatever answers to tiles, wherever it runs; see `check_parity`.
+
+    Args:
+        name: for the errors.
+        ask: numbers of tiles (int64 [n]) -> its answer to those; may raise any error.
+    """
     tolerance = TOLERANCES[precision]
-    if len(tiles_NHWC) < tolerance.least_tiles:
+    count = len(expected.probabilities)
+    if count < tolerance.least_tiles:
         raise GoldenTilesError(
-            f"{format_name}: {precision} is compared on at least {tolerance.least_tiles} tiles, there are "
-            f"{len(tiles_NHWC)}. Give more with --tiles."
+            f"{name}: {precision} is compared on at least {tolerance.least_tiles} tiles, there are "
+            f"{count}. Give more with --tiles."
         )
     batches = tuple(sorted({size for size in (1, 2, max_batch) if size <= max_batch}))
-    seen = []
-    with one_torch_thread():
-        for size in batches:
-            answers_NK = np.empty_like(expected.probabilities)
-            labels_N = np.empty_like(expected.label_index[:, 0])
-            for indices in _batches(len(tiles_NHWC), size):
-                where = f"{format_name}, batch {size}, tiles {indices[0]} to {indices[-1]}"
-                theirs = _run(run, np.ascontiguousarray(tiles_NHWC[indices]), where)
-                _check_batch(theirs, Answer(*(column[indices] for column in expected)), tolerance, where)
-                answers_NK[indices], labels_N[indices] = theirs.probabilities, theirs.label_index[:, 0]
-            seen.append((answers_NK, labels_N))
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+    problems: list[str] = []
+    for size in batches:
+        answers_NK = np.empty_like(expected.probabilities)
+        labels_N = np.empty_like(expected.label_index[:, 0])
+        for rows in _batches(count, size):
+            where = f"{name}, batch {size}, tiles {rows[0]} to {rows[-1]}"
+            theirs, ours = _asked(ask, rows, where), Answer(*(column[rows] for column in expected))
+            _check_form(theirs, ours, where)
+            too_far = _too_far(theirs, ours, tolerance)
+            if too_far and not problems:  # the first is told; all tiles are measured all the same
+                problems.append(f"batch {size}, tiles {rows[0]} to {rows[-1]}: {too_far}")
+            answers_NK[rows], labels_N[rows] = theirs.probabilities, theirs.label_index[:, 0]
+        seen.append((answers_NK, labels_N))
     measured = _summary(precision, batches, seen, expected, truth)
-    problems = problems_of(measured, tolerance)
+    problems += problems_of(measured, tolerance)
     if problems:
-        raise ParityError(f"{format_name}: {'; '.join(problems)}. Nothing was published.")
+        raise ParityError(f"{name}: {'; '.join(problems)}. Nothing was published.", measured=measured)
     return measured
 
 
@@ -199,9 +233,11 @@ def _batches(count: int, size: int) -> Iterator[np.ndarray]:
         yield np.arange(start, start + size) % count
 
 
-def _run(run: Runner, tiles_NHWC: np.ndarray, where: str) -> Answer:
+def _asked(ask: Ask, rows: np.ndarray, where: str) -> Answer:
     try:
-        return run(tiles_NHWC)
+        return ask(rows)
+    except ServedError:
+        raise
     except Exception as error:  # each runtime has errors of its own
         lines = str(error).strip().splitlines() or ["(no message)"]
         raise ParityError(
@@ -210,7 +246,8 @@ def _run(run: Runner, tiles_NHWC: np.ndarray, where: str) -> Answer:
         ) from error
 
 
-def _check_batch(theirs: Answer, ours: Answer, tolerance: Tolerance, where: str) -> None:
+def _check_form(theirs: Answer, ours: Answer, where: str) -> None:
+    """Whether it is an answer at all."""
     for name, got, wanted in zip(Answer._fields, theirs, ours, strict=True):
         if got.shape != wanted.shape or got.dtype != wanted.dtype:
             raise ParityError(
@@ -221,6 +258,12 @@ def _check_batch(theirs: Answer, ours: Answer, tolerance: Tolerance, where: str)
         raise ParityError(
             f"{where}: the artefact answers with values that are not finite. Nothing was published."
         )
+    if ((theirs.label_index < 0) | (theirs.label_index >= theirs.probabilities.shape[1])).any():
+        raise ParityError(f"{where}: label_index names no class. Nothing was published.")
+
+
+def _too_far(theirs: Answer, ours: Answer, tolerance: Tolerance) -> str | None:
+    """By how much a batch differs, if that is more than any one answer may."""
     abs_diff = max(
         float(np.abs(theirs.probabilities - ours.probabilities).max()),
         float(np.abs(theirs.confidence - ours.confidence).max()),
@@ -231,19 +274,17 @@ def _check_batch(theirs: Answer, ours: Answer, tolerance: Tolerance, where: str)
     too_many_labels = tolerance.flip_share == 0.0 and wrong_labels > 0
     if abs_diff > tolerance.max_abs_diff or too_far_in_log or too_many_labels:
         held_to = f" (allowed {tolerance.max_log_diff:g})" if tolerance.max_log_diff is not None else ""
-        raise ParityError(
-            f"{where}: probabilities differ from PyTorch by up to {abs_diff:.3g} (allowed {tolerance.max_abs_diff:g}), "
-            f"their logarithms by {log_diff:.3g}{held_to}, {wrong_labels} labels of "
-            f"{len(ours.label_index)} differ. Nothing was published."
+        return (
+            f"probabilities differ from PyTorch by up to {abs_diff:.3g} (allowed {tolerance.max_abs_diff:g}), "
+            f"their logarithms by {log_diff:.3g}{held_to}, {wrong_labels} labels of {len(ours.label_index)} differ"
         )
     # Label and confidence come out of the same graph as the probabilities; whatever the precision, they belong together.
     said = np.take_along_axis(theirs.probabilities, theirs.label_index, axis=1)
     if np.abs(said - theirs.confidence).max() > tolerance.max_abs_diff or not np.allclose(
         said, theirs.probabilities.max(axis=1, keepdims=True), atol=1e-6
     ):
-        raise ParityError(
-            f"{where}: label_index and confidence do not belong to the probabilities. Nothing was published."
-        )
+        return "label_index and confidence do not belong to the probabilities"
+    return None
 
 
 def _summary(

@@ -30,18 +30,30 @@ def hold_repository(repository: Path) -> Iterator[None]:
         RepositoryBusyError: another export holds it.
         RepositoryError: it is not a directory, or cannot be read or written.
     """
-    made = _make_directories(repository)
+    with hold_directory(repository):
+        _sweep(repository)
+        yield
+
+
+@contextlib.contextmanager
+def hold_directory(directory: Path) -> Iterator[None]:
+    """Hold a directory alone, made if it does not exist; those that were made and are empty at the end are removed.
+
+    Raises:
+        RepositoryBusyError: another export holds it.
+        RepositoryError: it is not a directory, or cannot be read or written.
+    """
+    made = _make_directories(directory)
     try:
-        handle = _lock(repository)
+        handle = _lock(directory)
         try:
-            _sweep(repository)
             yield
         finally:
             os.close(handle)  # ends the lock
     finally:
-        for directory in reversed(made):
-            with contextlib.suppress(OSError):  # not empty: it was published to
-                directory.rmdir()
+        for each in reversed(made):
+            with contextlib.suppress(OSError):  # not empty: it was published to; or renamed
+                each.rmdir()
 
 
 class Publication:
@@ -53,6 +65,7 @@ class Publication:
 
     def __init__(self, repository: Path) -> None:
         self.repository = repository
+        self._staged: set[Path] = set()
         self._undo: list[Callable[[], object]] = []
 
     def __enter__(self) -> Publication:
@@ -82,6 +95,7 @@ class Publication:
             RepositoryError: the disk is full, or not writable.
         """
         staged = self.staged(path)
+        self._staged.add(staged)
         with _as_repository_error(self.repository):
             staged.parent.mkdir(parents=True, exist_ok=True)
             with staged.open("wb") as stream:
@@ -90,13 +104,27 @@ class Publication:
                 os.fsync(stream.fileno())
         return staged
 
+    @property
+    def root(self) -> Path:
+        """What is staged, laid out as a model repository of its own."""
+        return self._aside / "new"
+
     def staged(self, path: str) -> Path:
         """Where a staged file lies until `publish`."""
-        return self._aside / "new" / path
+        return self.root / path
 
     def withdraw(self, model: str) -> None:
         """Forget what was staged for a model."""
-        shutil.rmtree(self._aside / "new" / model, ignore_errors=True)
+        shutil.rmtree(self.root / model, ignore_errors=True)
+
+    def drop_unstaged(self) -> None:
+        """Delete what others wrote among the staged files: a server that ran on them leaves byte code there."""
+        for path in sorted(self.root.rglob("*"), reverse=True):  # what is in a directory before the directory
+            if path.is_symlink() or not path.is_dir():
+                if path not in self._staged:
+                    path.unlink()
+            elif not any(path.iterdir()):
+                path.rmdir()
 
     def publish(self, models_in_order: Sequence[str]) -> None:
         """Rename everything that was staged into the repository, or nothing.
@@ -111,15 +139,15 @@ class Publication:
             with _as_repository_error(self.repository):
                 for model in models_in_order:
                     self._publish_model(model)
-                _sync_directory(self.repository)
+                sync_directory(self.repository)
         except BaseException:  # a Ctrl-C, too, must not leave half of it
             self._roll_back()
             raise
 
     def _publish_model(self, model: str) -> None:
-        staged, published = self._aside / "new" / model, self.repository / model
+        staged, published = self.root / model, self.repository / model
         if not published.exists():
-            _sync_tree(staged)
+            sync_tree(staged)
             self._rename(staged, published)
             return
         # Versions first, then labels, and the configuration that speaks of them last.
@@ -132,11 +160,11 @@ class Publication:
                 for file in sorted(entry.iterdir()):
                     self._replace(file, target / file.name)
             elif entry.is_dir():
-                _sync_tree(entry)
+                sync_tree(entry)
                 self._rename(entry, target)
             else:
                 self._replace(entry, target)
-        _sync_directory(published)
+        sync_directory(published)
 
     def _rename(self, staged: Path, target: Path) -> None:
         staged.rename(target)
@@ -227,7 +255,8 @@ def _as_repository_error(repository: Path) -> Iterator[None]:
         ) from error
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Bring the names in a directory to the disk."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -235,6 +264,7 @@ def _sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def _sync_tree(root: Path) -> None:
+def sync_tree(root: Path) -> None:
+    """Bring the names in a directory and below it to the disk."""
     for directory in (root, *(entry for entry in root.rglob("*") if entry.is_dir())):
-        _sync_directory(directory)
+        sync_directory(directory)

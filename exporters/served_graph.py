@@ -1,4 +1,4 @@
-"""The graph that is served: uint8 tiles in, probabilities out.
+"""The graphs that are served: uint8 tiles in, probabilities out; or for an encoder, its embedding.
 
 Normalisation is one multiply-add, since (x / 255 - mean) / std = x * 1 / (255 std) - mean / std. It stays
 apart from the first convolution: that one pads with zeros *after* normalisation, so the shift cannot be
@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 
-class ServedGraph(nn.Module):
-    """uint8 tiles [N, S, S, 3] -> (probabilities FP32 [N, K], confidence FP32 [N, 1], label_index INT64 [N, 1]).
+class _TileGraph(nn.Module):
+    """uint8 tiles [N, S, S, 3] -> what the backbone makes of them, normalised.
 
     Args:
-        backbone: float32 [N, 3, S, S] normalised RGB -> logits float32 [N, K]. A copy is taken.
+        backbone: float32 [N, 3, S, S] normalised RGB -> float32 [N, ...]. A copy is taken.
         mean: three numbers, of RGB in 0..1.
         std: three numbers, of RGB in 0..1.
         channels_last: keep the pixels of a tile interleaved, as they arrive, and the weights with them: no
@@ -42,12 +42,31 @@ class ServedGraph(nn.Module):
         self.register_buffer("scale", _per_channel(1.0 / (255.0 * std_c)))
         self.register_buffer("shift", _per_channel(-mean_c / std_c))
 
-    def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """See the class."""
+    def normalised(self, tiles: torch.Tensor) -> torch.Tensor:
         planes = tiles.permute(0, 3, 1, 2)
         if not self.channels_last:
             planes = planes.contiguous()
-        logits = self.backbone(planes.to(torch.float32) * self.scale + self.shift)
+        return planes.to(torch.float32) * self.scale + self.shift
+
+
+class EmbeddingGraph(_TileGraph):
+    """uint8 tiles [N, S, S, 3] -> embedding FP32 [N, D]; arguments as `ServedGraph`, the backbone gives the embedding."""
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        embedding: torch.Tensor = self.backbone(self.normalised(tiles))
+        return embedding
+
+
+class ServedGraph(_TileGraph):
+    """uint8 tiles [N, S, S, 3] -> (probabilities FP32 [N, K], confidence FP32 [N, 1], label_index INT64 [N, 1]).
+
+    The backbone gives logits FP32 [N, K].
+    """
+
+    def forward(self, tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See the class."""
+        logits = self.backbone(self.normalised(tiles))
         probabilities = torch.softmax(logits, dim=1)
         confidence, label_index = probabilities.max(dim=1, keepdim=True)
         return probabilities, confidence, label_index

@@ -8,6 +8,11 @@ protobuf's text format, and read back with it. Models::
     tile_network_<format>    tiles  UINT8 [N,S,S,3]  -> probabilities FP32 [N,K], confidence FP32 [N,1],
                                                         label_index INT64 [N,1]
     tile_classifier[_<format>]   the ensemble of the two, pinned to one version of each
+
+    tile_encoder_<format>[_<m>]  tiles  UINT8 [N,S,S,3]  -> embedding FP32 [N,D]; <m> where there are several members
+    tile_embedder_<format>   the ensemble of tile_preprocess and all encoders: tile -> embeddings[_<m>] FP32 [N,D]
+    slide_head_onnx          embeddings[_<m>] FP32 [T,D] -> the slide's answer, see `exporters.slide.head`; no batching
+    slide_classifier[_<format>]  tiles  BYTES [T] -> the slide's answer; Python, asks the two above
 """
 
 from __future__ import annotations
@@ -26,9 +31,17 @@ LABELS_FILENAME = "labels.txt"
 PREPROCESS_MODEL = "tile_preprocess"
 CLASSIFIER_MODEL = "tile_classifier"
 NETWORK_PREFIX = "tile_network_"
+ENCODER_PREFIX = "tile_encoder_"
+EMBEDDER_PREFIX = "tile_embedder_"
+HEAD_MODEL = "slide_head_onnx"
+SLIDE_MODEL = "slide_classifier"
 
 OUTPUTS = ("probabilities", "confidence", "label_index")
 """Names of the answer's tensors, in the order in which the served network returns them."""
+
+CPU_DYNAMIC_BATCH = 2
+"""Tiles of different requests that Triton gathers for one execution on a CPU. With more, one instance takes what waits
+while the other one idles (docs/performance.md); a single request may still hold up to `max_batch_size` tiles."""
 
 ModelConfig = triton.ModelConfig
 
@@ -44,10 +57,19 @@ INSTANCE_KINDS = MappingProxyType(
 
 @dataclass(frozen=True)
 class NetworkTensors:
-    """Names under which a backend knows the network's tensors: one input, and OUTPUTS in their order."""
+    """Names under which a backend knows a network's tensors: one input, and its outputs in their order."""
 
     input: str
-    outputs: tuple[str, str, str]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SlideOutput:
+    """A tensor of a slide's answer: name, Triton's type without ``TYPE_`` (``FP32``), shape with -1 for what is free."""
+
+    name: str
+    data_type: str
+    dims: tuple[int, ...]
 
 
 def preprocess_config(
@@ -66,7 +88,7 @@ def preprocess_config(
     config.input.add(name="tile", data_type=triton.TYPE_STRING, dims=[1])
     config.output.add(name="tiles", data_type=triton.TYPE_UINT8, dims=[input_size_px, input_size_px, 3])
     config.instance_group.add(count=instances, kind=triton.ModelInstanceGroup.KIND_CPU)
-    config.dynamic_batching.SetInParent()
+    _gather_few(config)
     _set_parameters(
         config,
         {
@@ -92,11 +114,12 @@ def network_config(
     instance_kind: str,
     versions_loaded: int,
     platform: str = "",
+    embedding_dim: int | None = None,
 ) -> triton.ModelConfig:
     """Configuration of a network for the native or a Python-based backend of that name.
 
     Args:
-        name: the model's name, ``tile_network_<format>``.
+        name: the model's name, ``tile_network_<format>`` or ``tile_encoder_<format>``.
         backend: ``onnxruntime``, ``pytorch``, ``openvino`` or ``tensorrt``.
         artifact_filename: file in the version directory.
         tensors: names of the tensors as the backend expects them.
@@ -109,6 +132,7 @@ def network_config(
         versions_loaded: newest versions that the server loads. 2 lets an ensemble that is pinned to the version before go on answering
             while a new version is brought in; 1 where the versions differ in shape.
         platform: Triton's platform, where a backend tells its formats apart by it.
+        embedding_dim: D of an encoder, whose one output is FP32 [N, D]; None for a classifier.
     """
     config = triton.ModelConfig(
         name=name,
@@ -119,10 +143,15 @@ def network_config(
     )
     config.version_policy.latest.num_versions = versions_loaded
     config.input.add(name=tensors.input, data_type=triton.TYPE_UINT8, dims=[input_size_px, input_size_px, 3])
-    _add_outputs(config, tensors.outputs, classes)
+    if embedding_dim is None:
+        _add_outputs(config, tensors.outputs, classes)
+    else:
+        config.output.add(name=tensors.outputs[0], data_type=triton.TYPE_FP32, dims=[embedding_dim])
     config.instance_group.add(count=instances, kind=INSTANCE_KINDS[instance_kind])
     config.dynamic_batching.SetInParent()
-    for batch in sorted({1, max_batch}):
+    if instance_kind == "cpu":
+        _gather_few(config)
+    for batch in sorted({1, *config.dynamic_batching.preferred_batch_size, max_batch}):
         warmup = config.model_warmup.add(name=f"batch_{batch}", batch_size=batch)
         tiles = warmup.inputs[tensors.input]
         tiles.data_type = triton.TYPE_UINT8
@@ -166,6 +195,84 @@ def classifier_config(
     classify.input_map[tensors.input] = "tiles"
     for theirs, ours in zip(tensors.outputs, OUTPUTS, strict=True):
         classify.output_map[theirs] = ours
+    _set_parameters(config, parameters)
+    return config
+
+
+def embedder_config(
+    name: str,
+    *,
+    encoders: Sequence[tuple[triton.ModelConfig, NetworkTensors]],
+    outputs: Sequence[str],
+    version: int,
+    preprocess_version: int,
+) -> triton.ModelConfig:
+    """Configuration of the ensemble ``tile -> tile_preprocess -> encoders``; they run at the same time on the same tiles.
+
+    Args:
+        name: ``tile_embedder_<format>``.
+        encoders: configuration of each member's encoder, and the names of its tensors.
+        outputs: what the ensemble calls the members' embeddings.
+        version: of the encoders.
+        preprocess_version: of ``tile_preprocess``.
+    """
+    first, _ = encoders[0]
+    config = triton.ModelConfig(name=name, platform="ensemble", max_batch_size=first.max_batch_size)
+    config.input.add(name="tile", data_type=triton.TYPE_STRING, dims=[1])
+    decode = config.ensemble_scheduling.step.add(
+        model_name=PREPROCESS_MODEL, model_version=preprocess_version
+    )
+    decode.input_map["tile"] = "tile"
+    decode.output_map["tiles"] = "tiles"
+    for (encoder, tensors), output in zip(encoders, outputs, strict=True):
+        config.output.add(name=output, data_type=triton.TYPE_FP32, dims=list(encoder.output[0].dims))
+        step = config.ensemble_scheduling.step.add(model_name=encoder.name, model_version=version)
+        step.input_map[tensors.input] = "tiles"
+        step.output_map[tensors.outputs[0]] = output
+    return config
+
+
+def head_config(
+    *, inputs: Mapping[str, int], outputs: Sequence[SlideOutput], instances: int
+) -> triton.ModelConfig:
+    """Configuration of ``slide_head_onnx``, which takes one slide at a time.
+
+    Args:
+        inputs: name -> D of each member's embeddings.
+        outputs: what it answers.
+        instances: slides at the same time.
+    """
+    config = triton.ModelConfig(
+        name=HEAD_MODEL, backend="onnxruntime", max_batch_size=0, default_model_filename="model.onnx"
+    )
+    warmup = config.model_warmup.add(name="two_tiles", batch_size=0)
+    for name, dim in inputs.items():
+        config.input.add(name=name, data_type=triton.TYPE_FP32, dims=[-1, dim])
+        zeros = warmup.inputs[name]
+        zeros.data_type = triton.TYPE_FP32
+        zeros.dims.extend([2, dim])
+        zeros.zero_data = True
+    _add_slide_outputs(config, outputs)
+    config.instance_group.add(count=instances, kind=triton.ModelInstanceGroup.KIND_CPU)
+    _set_parameters(config, {"intra_op_thread_count": "1"})
+    return config
+
+
+def slide_classifier_config(
+    name: str, *, outputs: Sequence[SlideOutput], instances: int, parameters: Mapping[str, str]
+) -> triton.ModelConfig:
+    """Configuration of the Python model that answers for a slide.
+
+    Args:
+        name: ``slide_classifier`` or ``slide_classifier_<format>``.
+        outputs: what it answers.
+        instances: slides that are worked on at the same time; all others wait in Triton's queue.
+        parameters: see ``model_repository/slide_classifier/1/model.py``.
+    """
+    config = triton.ModelConfig(name=name, backend="python", max_batch_size=0)
+    config.input.add(name="tiles", data_type=triton.TYPE_STRING, dims=[-1])
+    _add_slide_outputs(config, outputs)
+    config.instance_group.add(count=instances, kind=triton.ModelInstanceGroup.KIND_CPU)
     _set_parameters(config, parameters)
     return config
 
@@ -218,6 +325,11 @@ def labels_text(class_names: Sequence[str]) -> str:
     return "".join(f"{class_name}\n" for class_name in class_names)
 
 
+def _gather_few(config: triton.ModelConfig) -> None:
+    """Dynamic batches of at most CPU_DYNAMIC_BATCH: Triton gathers up to the largest preferred size."""
+    config.dynamic_batching.preferred_batch_size.append(min(CPU_DYNAMIC_BATCH, config.max_batch_size))
+
+
 def _add_outputs(config: triton.ModelConfig, names: Sequence[str], classes: int) -> None:
     probabilities, confidence, label_index = names
     config.output.add(
@@ -225,6 +337,16 @@ def _add_outputs(config: triton.ModelConfig, names: Sequence[str], classes: int)
     )
     config.output.add(name=confidence, data_type=triton.TYPE_FP32, dims=[1])
     config.output.add(name=label_index, data_type=triton.TYPE_INT64, dims=[1])
+
+
+def _add_slide_outputs(config: triton.ModelConfig, outputs: Sequence[SlideOutput]) -> None:
+    for output in outputs:
+        config.output.add(
+            name=output.name,
+            data_type=triton.DataType.Value(f"TYPE_{output.data_type}"),
+            dims=list(output.dims),
+            label_filename=LABELS_FILENAME if output.name == OUTPUTS[0] else "",
+        )
 
 
 def _set_parameters(config: triton.ModelConfig, parameters: Mapping[str, str]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.bccd_tiles import BCCD_DIR, make_bccd_tiles
+from training.benchmarks.blood_cells import BCCD_DIR, make_bccd_tiles
 
 # Read when torch is loaded: threads of torch that wait by spinning cost a factor of ten where others want a core too.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -40,7 +40,14 @@ class ServedRepository:
 def serve(checkpoint: Path, repository: Path) -> Iterator[ServedRepository]:
     """Export the checkpoint as ONNX and TorchScript into the repository and serve it until the generator is closed."""
     exported = run_module(
-        "exporters", "export", checkpoint, "--repository", repository, "--formats", "onnx,torchscript"
+        "exporters",
+        "export",
+        checkpoint,
+        "--repository",
+        repository,
+        "--formats",
+        "onnx,torchscript",
+        "--without-server",
     )
     assert exported.returncode == 0, exported.stderr
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]

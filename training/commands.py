@@ -13,7 +13,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from slides.errors import SlidesError
@@ -27,13 +27,28 @@ class Command(NamedTuple):
     summary: str
 
 
+def exit_code_of(error: Exception) -> int | None:
+    """Exit code of an error that is told in one line: 2 wrong usage or input, 1 other failures; None of a bug."""
+    if isinstance(error, (TrainingError, SlidesError, OSError)):
+        return 2 if isinstance(error, (ValueError, OutputExistsError, SlidesError)) else 1
+    return None
+
+
 def main(
     program: str,
     description: str | None,
     commands: Mapping[str, Command],
     arguments: Sequence[str] | None = None,
+    *,
+    exit_code_of: Callable[[Exception], int | None] = exit_code_of,
+    extras: str = "train,track",
 ) -> int:
-    """Run one of `commands`; returns the exit code: 0 done, 2 wrong usage or input, 1 other failures, 130 interrupted."""
+    """Run one of `commands`; returns the exit code: 0 done, 2 wrong usage or input, 1 other failures, 130 interrupted.
+
+    Args:
+        exit_code_of: of an error that `run` raised; None lets it through with its traceback.
+        extras: of the distribution, which bring all that the commands import.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
         prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -47,9 +62,10 @@ def main(
         try:
             module = importlib.import_module(command.module)
         except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] in ("training", "slides"):
+            ours = ("training", "slides", command.module.partition(".")[0])
+            if (error.name or "").partition(".")[0] in ours:
                 raise
-            print(f"error: {name} needs {error.name}: pip install 'clotline[train,track]'", file=sys.stderr)
+            print(f"error: {name} needs {error.name}: pip install 'clotline[{extras}]'", file=sys.stderr)
             return 1
         own = listing.add_parser(
             name,
@@ -61,12 +77,18 @@ def main(
         module.add_arguments(own)
         own.set_defaults(run=module.run)
     options = parser.parse_args(words)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is half-written is removed on the way out
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(
+            signal.SIGTERM, lambda *_: sys.exit(143)
+        )  # what is half-written is removed on the way out
     try:
         answer: dict[str, Any] = options.run(options)
-    except (TrainingError, SlidesError, OSError) as error:
+    except Exception as error:
+        code = exit_code_of(error)
+        if code is None:
+            raise
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, (ValueError, OutputExistsError, SlidesError)) else 1
+        return code
     except KeyboardInterrupt:
         print("interrupted; nothing is left half-written", file=sys.stderr)
         return 130

@@ -1,19 +1,31 @@
 """ONNX in FP16, for GPUs: half the size, and tensor cores where there are some.
 
 Weights and layers become FP16; uint8 tiles stay the input, and the last steps (softmax, confidence, label) stay FP32, so
-that the answer has the same types as every other format's. On a CPU ONNX Runtime casts every layer back to FP32: the
-numbers can be checked there, the speed cannot, and the format stays unproven.
+that the answer has the same types as every other format's. Where ONNX Runtime has CUDA, both this and the FP32 that it has to
+beat run there. On a CPU ONNX Runtime casts every layer back to FP32: the numbers can be checked, the speed cannot, and
+the format stays unproven.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from exporters.errors import GraphError, PrecisionError
-from exporters.formats.interface import Artifact, Network
-from exporters.formats.onnx import Onnx, first_line, forget_where_it_was_built, quiet
+from exporters.formats.interface import Artifact, Network, Runner
+from exporters.formats.onnx import (
+    Onnx,
+    first_line,
+    forget_where_it_was_built,
+    onnx_notes,
+    opened,
+    quiet,
+)
+from exporters.triton_config import OUTPUTS
 
+_CUDA = "CUDAExecutionProvider"
 _KEPT_IN_FP32 = ("Softmax", "ReduceMax", "ArgMax")
 
 
@@ -28,18 +40,32 @@ class OnnxFp16(Onnx):
     def build(self, network: Network) -> Artifact:
         """See ServedFormat."""
         written, notes = to_fp16(network.onnx)
-        return Artifact({self.artifact_filename: written}, notes)
+        return Artifact({self.artifact_filename: written}, {**notes, **onnx_notes(network.onnx_target)})
 
     def unproven_here(self) -> str | None:
         """See ServedFormat."""
+        if _provider() == _CUDA:
+            return None
         import onnxruntime
 
-        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            return None
         return (
             "it is meant for a GPU, and this ONNX Runtime has none (providers: "
             f"{', '.join(onnxruntime.get_available_providers())}); export on a GPU machine with onnxruntime-gpu"
         )
+
+    def open(self, path: Path, outputs: Sequence[str] = OUTPUTS) -> Runner:
+        """See ServedFormat; with CUDA where ONNX Runtime has it."""
+        return opened(path, outputs, _provider())
+
+    def open_baseline(self, path: Path, outputs: Sequence[str] = OUTPUTS) -> Runner:
+        """See ServedFormat; FP32 runs where this runs."""
+        return opened(path, outputs, _provider())
+
+
+def _provider() -> str:
+    import onnxruntime
+
+    return _CUDA if _CUDA in onnxruntime.get_available_providers() else "CPUExecutionProvider"
 
 
 def to_fp16(written: bytes) -> tuple[bytes, dict[str, object]]:

@@ -12,8 +12,9 @@ backend may answer in BF16 for ``openvino`` too; Clotline's embedded backend ask
 from __future__ import annotations
 
 import importlib.util
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,9 +22,16 @@ from typing import Any
 import numpy as np
 
 from exporters.errors import DamagedArtifactError, GraphError, UnavailableError
-from exporters.formats.interface import Answer, Artifact, Network, Runner, ServedFormat
+from exporters.formats.interface import (
+    TILES_INPUT,
+    Artifact,
+    Network,
+    Runner,
+    ServedFormat,
+    answer_of,
+)
 from exporters.formats.onnx import first_line, quiet
-from exporters.triton_config import OUTPUTS, NetworkTensors
+from exporters.triton_config import OUTPUTS
 
 _PARAMETERS = {"INFERENCE_NUM_THREADS": "1", "NUM_STREAMS": "1", "ENABLE_BATCH_PADDING": "YES"}
 
@@ -35,7 +43,6 @@ class OpenVino(ServedFormat):
     machine = "cpu"
     backend = "openvino"
     artifact_filename = "model.xml"
-    tensors = NetworkTensors(input="tiles", outputs=OUTPUTS)
     parameters: Mapping[str, str] = MappingProxyType(_PARAMETERS)
     computed_in = "f32"
     """OpenVINO's inference precision hint."""
@@ -55,7 +62,7 @@ class OpenVino(ServedFormat):
     def _onnx(self, network: Network) -> tuple[bytes, dict[str, Any]]:
         return network.onnx, {}
 
-    def open(self, path: Path) -> Runner:
+    def open(self, path: Path, outputs: Sequence[str] = OUTPUTS) -> Runner:
         """See ServedFormat; with one thread and stream, as served."""
         import openvino
 
@@ -77,9 +84,9 @@ class OpenVino(ServedFormat):
         except Exception as error:  # openvino raises RuntimeError with many lines
             raise DamagedArtifactError(f"OpenVINO cannot open {path}: {first_line(error)}") from error
 
-        def run(tiles_NHWC: np.ndarray) -> Answer:
-            found = request.infer({self.tensors.input: tiles_NHWC})
-            return Answer(*(np.array(found[name]) for name in self.tensors.outputs))
+        def run(tiles_NHWC: np.ndarray) -> Any:
+            found = request.infer({TILES_INPUT: tiles_NHWC})
+            return answer_of([np.array(found[name]) for name in outputs], outputs)
 
         return run
 
@@ -117,9 +124,17 @@ def _to_files(written: bytes, *, compress: bool) -> dict[str, bytes]:
         try:
             with quiet():
                 model = openvino.Core().read_model(str(source))
+                _number_names(model)
                 openvino.save_model(model, str(target), compress_to_fp16=compress)
         except Exception as error:  # openvino raises RuntimeError with many lines
             raise GraphError(
                 f"The network cannot be written for OpenVINO: {first_line(error)}. Export it as onnx."
             ) from error
         return {path.name: path.read_bytes() for path in (target, target.with_suffix(".bin"))}
+
+
+def _number_names(model: Any) -> None:
+    """Names that OpenVINO makes up are numbered on through a process: number them by their place in the graph."""
+    for place, operation in enumerate(model.get_ordered_ops()):
+        if re.fullmatch(rf"{operation.get_type_name()}_[0-9]+", operation.get_friendly_name()):
+            operation.set_friendly_name(f"{operation.get_type_name()}_{place}")

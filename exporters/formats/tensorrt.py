@@ -1,9 +1,10 @@
 """TensorRT plans (Triton's ``tensorrt`` backend) and TensorRT-RTX engines, through the same code.
 
 TensorRT 11 has no precision flags: a network is strongly typed, and its precision is that of the ONNX graph it is parsed
-from: FP32, FP16 (as ``onnx-fp16`` writes it), or INT8 (Q/DQ pairs as ``onnx-int8`` writes them). The types of all
-products are checked before the build, and after it by the engine inspector where there is a GPU (an engine cannot be
-read back without one); a plan in another precision than was asked for is refused. The batch range 1 to `max_batch` is an optimisation profile.
+from: FP32, FP16 (as ``onnx-fp16`` writes it), or INT8 (Q/DQ pairs as ``onnx-int8`` writes them). Precision is shown
+three times, and a plan in another one than was asked for is refused: the types of all products of the network before
+the build; the built engine's own program, read from the file (`exporters.formats.engine_file`; TensorRT-RTX); and the engine
+inspector, which needs a GPU. The batch range 1 to `max_batch` is an optimisation profile.
 
 - ``tensorrt*`` runs only under the TensorRT version, and on the kind of GPU, that it was built with: build it
   inside the container that will serve it, where the package `tensorrt` is:
@@ -14,24 +15,34 @@ read back without one); a plan in another precision than was asked for is refuse
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import json
+import os
+import tempfile
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 
-from exporters.errors import DamagedArtifactError, GraphError, PrecisionError, UnavailableError
-from exporters.formats.interface import Artifact, Network, Runner, ServedFormat
-from exporters.triton_config import OUTPUTS, NetworkTensors
+from exporters.errors import DamagedArtifactError, FormatError, GraphError, PrecisionError, UnavailableError
+from exporters.formats.engine_file import check_engine_version, check_program, engine_program
+from exporters.formats.interface import TILES_INPUT, Artifact, Network, Runner, ServedFormat, answer_of
+from exporters.triton_config import OUTPUTS
 
 _INSPECTED = MappingProxyType({"fp32": "FP32", "fp16": "FP16", "int8": "Int8"})
 """Precision -> part of the inspector's name of a data type ("Channel major FP16 format", "... Int8 format")."""
 _TYPED = MappingProxyType({"fp32": "FLOAT", "fp16": "HALF", "int8": "INT8"})
 """Precision -> tensorrt.DataType."""
+_TORCH_TYPES = MappingProxyType({"FLOAT": torch.float32, "HALF": torch.float16, "INT64": torch.int64})
+TIMING_CACHE_VARIABLE = "CLOTLINE_TENSORRT_TIMING_CACHE"
+"""Environment variable: a file that keeps what TensorRT has timed, for the next build with the same version and GPU."""
 _PRODUCTS = frozenset({"CONVOLUTION", "MATRIX_MULTIPLY"})
 
 
@@ -42,7 +53,6 @@ class TensorRt(ServedFormat):
     machine = "gpu"
     backend = "tensorrt"
     artifact_filename = "model.plan"
-    tensors = NetworkTensors(input="tiles", outputs=OUTPUTS)
     module = "tensorrt"
     how_to_get = (
         "build inside the container that will serve it, for example docker run --gpus all -v $PWD:/work -w /work "
@@ -59,27 +69,26 @@ class TensorRt(ServedFormat):
 
     def unproven_here(self) -> str | None:
         """See ServedFormat."""
+        if self.runs_here():
+            return None
         return "no GPU of this process can run the plan; compare it where it will be served"
 
     def runs_here(self) -> bool:
         """See ServedFormat."""
-        return False
+        return torch.cuda.is_available()
 
     def build(self, network: Network) -> Artifact:
         """See ServedFormat; raises PrecisionError if the inspector shows another precision than was asked for."""
         written, notes = self._graph(network)
         trt = importlib.import_module(self.module)
         plan, typed = _built(trt, written, network, self.name, self.precision)
-        inspected = None
-        if torch.cuda.is_available():  # to read an engine back takes a GPU
-            inspected = check_inspected(self.name, self.precision, inspect(trt, plan))
         return Artifact(
             {self.artifact_filename: plan},
             {
                 **notes,
                 "runtime": f"{self.module} {trt.__version__}",
                 "products_by_type": typed,
-                "inspected": inspected,
+                **proven(trt, self.name, self.precision, plan),
             },
         )
 
@@ -94,11 +103,11 @@ class TensorRt(ServedFormat):
             return quantise(network, symmetric=True)
         return network.onnx, {}
 
-    def open(self, path: Path) -> Runner:
-        """See ServedFormat: only deserialised here, which shows that it belongs to this version."""
+    def open(self, path: Path, outputs: Sequence[str] = OUTPUTS) -> Runner:
+        """See ServedFormat; on the GPU, without which an engine cannot be opened."""
         trt = importlib.import_module(self.module)
-        deserialised(trt, path)
-        raise DamagedArtifactError(f"{path} can be read, but {self.unproven_here()}.")
+        check_engine_version(path.read_bytes(), self.module, trt.__version__)
+        return runner(deserialised(trt, path), outputs)
 
 
 class TensorRtFp16(TensorRt):
@@ -124,7 +133,7 @@ class _Rtx:
 
     def unproven_here(self) -> str | None:
         """See ServedFormat."""
-        return "Triton has no backend for TensorRT-RTX, and no GPU of this process can run the engine"
+        return "Triton has no backend for TensorRT-RTX"
 
 
 class TensorRtRtx(_Rtx, TensorRt):
@@ -167,14 +176,59 @@ def _built(
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector then tells data types
     profile = builder.create_optimization_profile()
     side, most = network.input_size_px, network.max_batch
-    profile.set_shape(
-        TensorRt.tensors.input, (1, side, side, 3), (most, side, side, 3), (most, side, side, 3)
-    )
+    profile.set_shape(TILES_INPUT, (1, side, side, 3), (most, side, side, 3), (most, side, side, 3))
     config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(definition, config)
+    with _timing_cache(config):
+        plan = builder.build_serialized_network(definition, config)
     if plan is None:
         raise GraphError(f"{trt.__name__} {trt.__version__} could not build {name}. Export it as onnx.")
     return bytes(plan), typed
+
+
+@contextlib.contextmanager
+def _timing_cache(config: Any) -> Iterator[None]:
+    """Timings of an earlier build are used, and those of this one kept, in the file named by TIMING_CACHE_VARIABLE."""
+    told = os.environ.get(TIMING_CACHE_VARIABLE)
+    if not told:
+        yield
+        return
+    path = Path(told)
+    try:
+        before = path.read_bytes() if path.exists() else b""
+        if not config.set_timing_cache(config.create_timing_cache(before), False):
+            raise FormatError(
+                f"{path}, named by {TIMING_CACHE_VARIABLE}, is of another version or GPU. Name another file, or delete it."
+            )
+        yield
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as aside:
+            aside.write(bytes(config.get_timing_cache().serialize()))
+        os.replace(aside.name, path)
+    except OSError as error:
+        raise FormatError(
+            f"{path}, named by {TIMING_CACHE_VARIABLE}, cannot be used: {error.strerror}."
+        ) from error
+
+
+def proven(trt: Any, name: str, precision: str, plan: bytes) -> dict[str, Any]:
+    """What the built engine itself shows of its precision: its program, and where there is a GPU the inspector.
+
+    Raises:
+        PrecisionError: another precision than was asked for, or nothing at all.
+    """
+    program, inspected = engine_program(plan), None
+    if program is not None:
+        check_program(name, precision, program)
+    if torch.cuda.is_available():  # to read an engine back takes a GPU
+        inspected = check_inspected(name, precision, inspect(trt, plan))
+    if program is None and inspected is None:
+        raise PrecisionError(
+            f"{name}: neither the engine's file nor an engine inspector (there is no GPU) shows the precision that {trt.__name__} "
+            f"{trt.__version__} built. Build it on a machine with a GPU. Nothing was published."
+        )
+    return {
+        "engine": None if program is None else dataclasses.asdict(program),
+        "inspected": inspected,
+    }
 
 
 def _cast_first(written: bytes) -> bytes:
@@ -183,12 +237,12 @@ def _cast_first(written: bytes) -> bytes:
 
     model = onnx.load_from_string(written)
     graph = model.graph
-    transpose = next((n for n in graph.node if n.input[:1] == [TensorRt.tensors.input]), None)
+    transpose = next((n for n in graph.node if n.input[:1] == [TILES_INPUT]), None)
     cast = next((n for n in graph.node if transpose and n.input[:1] == [transpose.output[0]]), None)
     if transpose is None or cast is None or (transpose.op_type, cast.op_type) != ("Transpose", "Cast"):
         return written
     between, after = transpose.output[0], cast.output[0]
-    cast.input[0], cast.output[0] = TensorRt.tensors.input, f"{between}_cast"
+    cast.input[0], cast.output[0] = TILES_INPUT, f"{between}_cast"
     transpose.input[0], transpose.output[0] = f"{between}_cast", after
     first, second = list(graph.node).index(transpose), list(graph.node).index(cast)
     nodes = list(graph.node)
@@ -212,6 +266,32 @@ def deserialised(trt: Any, path: Path) -> Any:
             "with the version that will serve it."
         )
     return engine
+
+
+def runner(engine: Any, outputs: Sequence[str]) -> Runner:
+    """An engine on the current CUDA device, its tensors held by PyTorch."""
+    context = engine.create_execution_context()
+
+    def run(tiles_NHWC: np.ndarray) -> Any:
+        tiles = torch.from_numpy(tiles_NHWC).cuda()
+        context.set_input_shape(TILES_INPUT, tuple(tiles.shape))
+        held = {
+            name: torch.empty(
+                tuple(context.get_tensor_shape(name)),
+                dtype=_TORCH_TYPES[str(engine.get_tensor_dtype(name)).rpartition(".")[2]],
+                device=tiles.device,
+            )
+            for name in outputs
+        }
+        for name, tensor in {TILES_INPUT: tiles, **held}.items():
+            context.set_tensor_address(name, tensor.data_ptr())
+        stream = torch.cuda.current_stream()
+        if not context.execute_async_v3(stream.cuda_stream):
+            raise RuntimeError("the engine did not run")
+        stream.synchronize()
+        return answer_of([held[name].cpu().numpy() for name in outputs], outputs)
+
+    return run
 
 
 def inspect(trt: Any, plan: bytes) -> list[dict[str, Any]]:

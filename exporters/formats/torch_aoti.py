@@ -14,18 +14,20 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 
 from exporters.errors import DamagedArtifactError, GraphError, UnavailableError
-from exporters.formats.interface import Answer, Artifact, Network, Runner, ServedFormat
+from exporters.formats.interface import Artifact, Network, Runner, ServedFormat, answer_of
 from exporters.formats.onnx import first_line, quiet
-from exporters.served_graph import ServedGraph
-from exporters.triton_config import NetworkTensors
+from exporters.formats.torchscript import WRITTEN_BY_THE_WRITER, refuse_damaged_zip
+from exporters.triton_config import OUTPUTS, NetworkTensors
 
 
 class TorchAoti(ServedFormat):
@@ -36,8 +38,13 @@ class TorchAoti(ServedFormat):
     backend = "pytorch"
     platform = "torch_aoti"
     artifact_filename = "model.pt2"
-    tensors = NetworkTensors(input="ARGS[0]", outputs=("RESULT[0]", "RESULT[1]", "RESULT[2]"))
     parameters: Mapping[str, str] = MappingProxyType({"INTRA_OP_THREAD_COUNT": "1"})
+
+    def tensors_of(self, outputs: Sequence[str]) -> NetworkTensors:
+        """See ServedFormat."""
+        return NetworkTensors(
+            input="ARGS[0]", outputs=tuple(f"RESULT[{place}]" for place, _ in enumerate(outputs))
+        )
 
     def require(self) -> None:
         """See ServedFormat."""
@@ -56,7 +63,7 @@ class TorchAoti(ServedFormat):
 
     def build(self, network: Network) -> Artifact:
         """See ServedFormat."""
-        graph = ServedGraph(network.backbone, network.mean, network.std, channels_last=False).eval()
+        graph = network.graph(channels_last=False)
         example = torch.zeros((2, network.input_size_px, network.input_size_px, 3), dtype=torch.uint8)
         logging.getLogger("torch._inductor").setLevel(logging.ERROR)
         with tempfile.TemporaryDirectory(prefix="clotline-aoti-") as scratch:
@@ -74,14 +81,15 @@ class TorchAoti(ServedFormat):
                     f"The network cannot be written as AOTInductor package: {first_line(error)}. "
                     "Export it as torchscript."
                 ) from error
-            content = target.read_bytes()
+            content = _without_sources(target)
         return Artifact(
             {self.artifact_filename: content},
             {"torch": torch.__version__, "cpu_capability": torch.backends.cpu.get_cpu_capability()},
         )
 
-    def open(self, path: Path) -> Runner:
+    def open(self, path: Path, outputs: Sequence[str] = OUTPUTS) -> Runner:
         """See ServedFormat."""
+        refuse_damaged_zip(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -89,8 +97,25 @@ class TorchAoti(ServedFormat):
         except Exception as error:  # zip, JSON and loader errors
             raise DamagedArtifactError(f"PyTorch cannot open {path}: {first_line(error)}") from error
 
-        def run(tiles_NHWC: np.ndarray) -> Answer:
+        def run(tiles_NHWC: np.ndarray) -> Any:
             with torch.inference_mode():
-                return Answer(*(value.numpy() for value in package(torch.from_numpy(tiles_NHWC))))
+                found = package(torch.from_numpy(tiles_NHWC))
+            values = found if isinstance(found, (tuple, list)) else (found,)
+            return answer_of([value.numpy() for value in values], outputs)
 
         return run
+
+
+def _without_sources(package: Path) -> bytes:
+    """A package without the C++ that its library was compiled from, which nothing reads and which differs every time."""
+    target = package.with_name("bare") / package.name
+    target.parent.mkdir()
+    writer = torch._C.PyTorchFileWriter(str(target))
+    with zipfile.ZipFile(package) as archive:
+        for entry in archive.infolist():
+            name = entry.filename.partition("/")[2]
+            if not name.endswith(".cpp") and name not in WRITTEN_BY_THE_WRITER:
+                record = archive.read(entry)
+                writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
+    return target.read_bytes()

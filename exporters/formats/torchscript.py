@@ -8,18 +8,31 @@ The native backend knows tensors by place, not by name: ``<name>__<index>``
 from __future__ import annotations
 
 import io
+import re
 import warnings
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 
 from exporters.errors import DamagedArtifactError, GraphError
-from exporters.formats.interface import Answer, Artifact, Network, Runner, ServedFormat
-from exporters.served_graph import ServedGraph
-from exporters.triton_config import NetworkTensors
+from exporters.formats.interface import (
+    TILES_INPUT,
+    Artifact,
+    Network,
+    Runner,
+    ServedFormat,
+    answer_of,
+)
+from exporters.triton_config import OUTPUTS, NetworkTensors
+
+_MANGLED = re.compile(rb"___torch_mangle_([0-9]+)")
+WRITTEN_BY_THE_WRITER = frozenset({"version", ".data/version", "byteorder", ".data/serialization_id"})
 
 
 class TorchScript(ServedFormat):
@@ -28,14 +41,17 @@ class TorchScript(ServedFormat):
     name = "torchscript"
     backend = "pytorch"
     artifact_filename = "model.pt"
-    tensors = NetworkTensors(
-        input="tiles__0", outputs=("probabilities__0", "confidence__1", "label_index__2")
-    )
     parameters: Mapping[str, str] = MappingProxyType({"INTRA_OP_THREAD_COUNT": "1"})
+
+    def tensors_of(self, outputs: Sequence[str]) -> NetworkTensors:
+        """See ServedFormat."""
+        return NetworkTensors(
+            input=f"{TILES_INPUT}__0", outputs=tuple(f"{name}__{place}" for place, name in enumerate(outputs))
+        )
 
     def build(self, network: Network) -> Artifact:
         """See ServedFormat. Freezing folds batch normalisation into the convolutions."""
-        graph = ServedGraph(network.backbone, network.mean, network.std, channels_last=True).eval()
+        graph = network.graph(channels_last=True)
         example = torch.zeros((2, network.input_size_px, network.input_size_px, 3), dtype=torch.uint8)
         written = io.BytesIO()
         try:
@@ -49,10 +65,11 @@ class TorchScript(ServedFormat):
                 f"The network cannot be written as TorchScript: {type(error).__name__}: {error}. "
                 "Export it as onnx, or change the architecture."
             ) from error
-        return Artifact({self.artifact_filename: written.getvalue()})
+        return Artifact({self.artifact_filename: _reproducible(written.getvalue())})
 
-    def open(self, path: Path) -> Runner:
+    def open(self, path: Path, outputs: Sequence[str] = OUTPUTS) -> Runner:
         """See ServedFormat."""
+        refuse_damaged_zip(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -62,9 +79,52 @@ class TorchScript(ServedFormat):
                 f"PyTorch cannot open {path}: {type(error).__name__}: {error}"
             ) from error
 
-        def run(tiles_NHWC: np.ndarray) -> Answer:
+        def run(tiles_NHWC: np.ndarray) -> Any:
             with torch.inference_mode():
-                probabilities, confidence, label_index = module(torch.from_numpy(tiles_NHWC))
-            return Answer(probabilities.numpy(), confidence.numpy(), label_index.numpy())
+                found = module(torch.from_numpy(tiles_NHWC))
+            values = found if isinstance(found, tuple) else (found,)
+            return answer_of([value.numpy() for value in values], outputs)
 
         return run
+
+
+def _reproducible(written: bytes) -> bytes:
+    """The same archive without what differs from one writing to the next.
+
+    Classes of traces are numbered on through a process (`___torch_mangle_12`): here anew. `.debug_pkl` entries hold
+    paths of this machine, and are read for tracebacks only: they are left out.
+    """
+    content = io.BytesIO()
+    writer = torch._C.PyTorchFileWriter(content)
+    with zipfile.ZipFile(io.BytesIO(written)) as archive:
+        names = [entry.filename for entry in archive.infolist()]
+        numbers = {int(number) for name in names for number in _MANGLED.findall(name.encode())}
+        anew = {number: place for place, number in enumerate(sorted(numbers))}
+
+        def renumber(text: bytes) -> bytes:
+            return _MANGLED.sub(lambda found: b"___torch_mangle_%d" % anew[int(found[1])], text)
+
+        for filename in names:
+            name, record = filename.partition("/")[2], archive.read(filename)
+            if name.endswith(".debug_pkl") or name in WRITTEN_BY_THE_WRITER:
+                continue
+            if name.startswith("code/") or name == "data.pkl":
+                name, record = renumber(name.encode()).decode(), renumber(record)
+            writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
+    return content.getvalue()
+
+
+def refuse_damaged_zip(path: Path) -> None:
+    """PyTorch's archives are zip files, and it reads them without looking at their checksums.
+
+    Raises:
+        DamagedArtifactError: it is none, or an entry is not what was written.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, zlib.error) as error:
+        raise DamagedArtifactError(f"PyTorch cannot open {path}: {error}") from error
+    if damaged is not None:
+        raise DamagedArtifactError(f"{path} is damaged: its entry {damaged} does not have its checksum.")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from exporters.formats.interface import Network
+from exporters.release import export_release
 from slides.decode import encode_tile
 from slides.spec import ModelSpec
 from training import checkpoint, network
@@ -71,6 +72,14 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
 def checkpoint_dir(make_checkpoint: MakeCheckpoint) -> Path:
     """One checkpoint for all tests; do not change it."""
     return make_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def release_dir(checkpoint_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release of it as ONNX and TorchScript, whose answers no server was asked for; copy it to change it."""
+    directory = tmp_path_factory.mktemp("released") / "a release"
+    export_release(checkpoint_dir, directory, ["onnx", "torchscript"], served=False)
+    return directory
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from exporters.publication import hold_repository
 
 Snapshot = Callable[[Path], dict[str, str]]
 ROOT = Path(__file__).resolve().parents[2]
+WITHOUT_SERVER = ("--formats", "torchscript", "--without-server")
 
 
 def start(*arguments: object, file_limit_bytes: int | None = None) -> subprocess.Popen[str]:
@@ -30,7 +31,7 @@ def start(*arguments: object, file_limit_bytes: int | None = None) -> subprocess
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit_bytes, file_limit_bytes))
 
     return subprocess.Popen(
-        [sys.executable, "-m", "exporters", "export", *map(str, arguments)],
+        [sys.executable, "-m", "exporters", "export", "--without-server", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -128,10 +129,8 @@ def test_an_interrupt_that_a_library_drops_still_stops_the_export(
         return build(self, *arguments)
 
     monkeypatch.setattr(TorchScript, "build", build_interrupted)
-    assert (
-        main(["export", str(checkpoint_dir), "--repository", str(repository), "--formats", "torchscript"])
-        == 130
-    )
+    code = main(["export", str(checkpoint_dir), "--repository", str(repository), *WITHOUT_SERVER])
+    assert code == 130
     assert "Traceback" not in capfd.readouterr().err
     assert snapshot(repository) == before
 

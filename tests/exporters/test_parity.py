@@ -75,14 +75,6 @@ def test_a_faithful_graph_passes(
     assert measured.tiles == 6
 
 
-def test_missing_normalisation_is_stopped(
-    loaded: Checkpoint, traced: Callable[[nn.Module], Runner], tiles_NHWC: np.ndarray, expected: Answer
-) -> None:
-    raw = graph(loaded, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    with pytest.raises(ParityError, match="differ from PyTorch by up to"):
-        check_parity("torchscript", traced(raw), tiles_NHWC, expected, max_batch=8)
-
-
 def test_missing_normalisation_is_stopped_in_a_network_that_is_sure_of_itself(
     loaded: Checkpoint, traced: Callable[[nn.Module], Runner], tiles_NHWC: np.ndarray
 ) -> None:
@@ -114,7 +106,7 @@ def test_missing_normalisation_is_stopped_in_a_network_that_is_sure_of_itself(
         (lambda p, c, i: (p, c + 2e-4, i), "differ"),
         (lambda p, c, i: (p, c[:, 0], i), r"confidence is float32 \[1\], expected float32 \[1, 1\]"),
         (lambda p, c, i: (p, c, i.to(torch.int32)), "label_index is int32"),
-        (lambda p, c, i: (p, c), "not enough values"),
+        (lambda p, c, i: (p, c), "fails where PyTorch answers"),
     ],
     ids=[
         "swapped_classes",
@@ -138,33 +130,6 @@ def test_an_altered_answer_is_stopped(
 ) -> None:
     with pytest.raises(ParityError, match=message):
         check_parity("torchscript", traced(Altered(graph(loaded), alter)), tiles_NHWC, expected, max_batch=8)
-
-
-def test_a_frozen_batch_is_stopped(
-    loaded: Checkpoint, tiles_NHWC: np.ndarray, expected: Answer, tmp_path: Path
-) -> None:
-    program = torch.onnx.export(
-        graph(loaded).eval(),
-        (torch.from_numpy(tiles_NHWC[:1]),),
-        dynamo=True,
-        input_names=["tiles"],
-        output_names=["probabilities", "confidence", "label_index"],
-        verbose=False,
-    )
-    assert program is not None
-    path = tmp_path / "model.onnx"
-    path.write_bytes(program.model_proto.SerializeToString())
-    with pytest.raises(ParityError, match=r"batch 2.*batch dimension frozen"):
-        check_parity("onnx", formats_named(["onnx"])[0].open(path), tiles_NHWC, expected, max_batch=8)
-
-
-def test_a_network_with_nan_weights_is_stopped(loaded: Checkpoint, tiles_NHWC: np.ndarray) -> None:
-    class Broken(nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return images.mean((2, 3)) * torch.nan
-
-    with pytest.raises(ParityError, match="weights are broken"):
-        reference_answer(network.TileNetwork(Broken(), loaded.spec), tiles_NHWC)
 
 
 def test_a_network_that_answers_the_same_to_all_tiles_proves_nothing(

@@ -96,6 +96,17 @@ def test_a_repository_that_was_made_is_unmade_when_nothing_was_published(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_server_wrote_among_staged_files_is_not_published(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    with hold_repository(repository), Publication(repository) as publication:
+        publication.stage("net/1/model.py", b"code")
+        (publication.root / "net/1/__pycache__").mkdir()
+        (publication.root / "net/1/__pycache__/model.pyc").write_bytes(b"")
+        publication.drop_unstaged()
+        publication.publish(["net"])
+    assert sorted(path.name for path in repository.rglob("*")) == ["1", "model.py", "net"]
+
+
 def test_only_one_holds_a_repository(tmp_path: Path) -> None:
     held, busy = hold_repository(tmp_path), pytest.raises(RepositoryBusyError, match="Wait for its end")
     with held, busy, hold_repository(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -17,13 +18,15 @@ from exporters.errors import FormatError, ParityError, RepositoryBusyError, Repo
 from exporters.formats.interface import Artifact, Network
 from exporters.formats.torchscript import TorchScript
 from exporters.publication import hold_repository
-from exporters.release import ServingOptions, export_checkpoint
+from exporters.release import ServingOptions
 from exporters.triton_config import ModelConfig, from_text
 from slides.spec import ModelSpec
 from training.checkpoint import Checkpoint
 from training.errors import CheckpointError, CheckpointVersionError
 
 Snapshot = Callable[[Path], dict[str, str]]
+# What a tritonserver answers is proven in test_release_directory.py; here is what becomes of files.
+export_checkpoint = functools.partial(release.export_checkpoint, served=False)
 
 
 def config(repository: Path, model: str) -> ModelConfig:

@@ -108,7 +108,7 @@ class StoredRun:
         Raises:
             StoreLostError: as every method here; also if the run or the experiment was deleted in MLflow.
         """
-        experiment_id = _experiment(client, experiment, uri)
+        experiment_id = experiment_id_of(client, experiment, uri)
         if known is not None and (run := _get_run(client, known)) is not None:
             _refuse_deleted(run)
             return cls(client, known, run.info.experiment_id), False
@@ -237,7 +237,8 @@ def as_our_error(error: BaseException, uri: str) -> TrackingError:
     return StoreLostError(f"{where} fails: {_short(text)}")
 
 
-def _experiment(client: Any, name: str, uri: str) -> str:
+def experiment_id_of(client: Any, name: str, uri: str) -> str:
+    """MLflow's id of the experiment of that name, made if there is none; StoreLostError if it was deleted."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         path = sqlite_path(uri)
