@@ -14,7 +14,7 @@ PY := .venv/bin/python
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help install demo test lint pytest format mlflow-ui up down status clean
+.PHONY: help install demo test lint pytest format bench mlflow-ui up down status clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -42,8 +42,8 @@ lint: install ## ruff (lint, format), mypy, bandit
 	@echo "lint: ruff, mypy, bandit"
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy slides training exporters serving clients demo
-	$(PY) -m bandit --quiet --severity-level medium --recursive slides training exporters serving clients demo --configfile pyproject.toml
+	$(PY) -m mypy slides training exporters serving clients perf demo
+	$(PY) -m bandit --quiet --severity-level medium --recursive slides training exporters serving clients perf demo --configfile pyproject.toml
 
 pytest: install ## the tests alone, several files at a time (ARGS="-k serving" to choose, ARGS="-n 0" one by one)
 	@PATH="$$PWD/.venv/bin:$$PATH" $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
@@ -52,6 +52,10 @@ format: install ## rewrite the code with ruff
 	@$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+bench: install ## speed of the served models against this machine's limit, report in runs/perf (ten minutes, leave the machine idle)
+	@$(PY) -m perf install
+	$(PY) -m perf report --out runs/perf
+
 mlflow-ui: install ## MLflow on the runs tracked here, http://127.0.0.1:5000 (MLFLOW_PORT=, MLFLOW_URI=)
 	@mkdir -p runs
 	echo "http://127.0.0.1:$(MLFLOW_PORT) (Ctrl-C ends it)"
@@ -59,7 +63,7 @@ mlflow-ui: install ## MLflow on the runs tracked here, http://127.0.0.1:5000 (ML
 	exec $(PY) -m mlflow server --host 127.0.0.1 --port "$(MLFLOW_PORT)" --workers 1 \
 	  --backend-store-uri "$(MLFLOW_URI)" --artifacts-destination runs/mlflow-artifacts
 
-up: install ## serve ./model_repository on ports 8000-8002 until Ctrl-C
+up: install ## serve ./model_repository on ports 8000-8003 until Ctrl-C
 	@$(PY) -m serving up --repository model_repository
 
 down: install ## stop the servers of this checkout

@@ -2,7 +2,7 @@
 
 Walks the whole path with the command lines that a user would type: slides, training, export, serving,
     prediction. At
-the end OUT holds training/, model_repository/, heatmaps/, logs/, report.html and summary.json. Without
+the end OUT holds training/, release/, heatmaps/, logs/, report.html and summary.json. Without
 --data, slides are generated in OUT/data; they are synthetic, and kept for the next run.
 
 Exit code 0 only if everything worked: every image answered, served probabilities equal to PyTorch's within
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted; what an earlier run left is untouched", file=sys.stderr)
         return 130
     say(f"\nreport:  {options.out / 'report.html'}\nsummary: {options.out / 'summary.json'}")
-    say(f"serve it again: {typed(['serving', 'up', '--repository', options.out / 'model_repository'])}")
+    say(f"serve it again: {typed(['serving', 'up', '--repository', options.out / 'release' / 'models'])}")
     for problem in outcome.problems:
         print(f"error: {problem}", file=sys.stderr)
     print(

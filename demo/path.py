@@ -28,7 +28,8 @@ from slides.spec import ModelSpec
 from training.errors import TrainingError
 
 READY_S = 180.0
-ARTEFACTS = ("training", "model_repository", "heatmaps", "report.html", "summary.json")
+ARTEFACTS = ("training", "release", "heatmaps", "report.html", "summary.json")
+FORMER_ARTEFACTS = ("model_repository",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +65,11 @@ def walk(options: Options) -> Outcome:
         data = options.data or _generate(stages, options.out / "data")
         runs = options.out.resolve().parent / "mlflow.db"
         trained = _train(stages, data, options.recipe, build / "training", f"sqlite:///{runs}")
-        export = _export(stages, trained.checkpoint, build / "model_repository", options.formats)
+        release = build / "release"
+        export = _export(stages, trained.checkpoint, release, options.formats)
         records = read_labels(data, class_names=trained.spec.class_names)
         held_out = [record for record in records if record.image_id in trained.held_out_ids]
-        with _serve(stages, build / "model_repository") as server:
+        with _serve(stages, release / "models") as server:
             before = triton_metrics.settled(server["metrics"])
             answers = _predict(stages, server["http"], held_out, trained, data, build / "heatmaps")
             with stages.timed("torch", "compute every held-out tile with PyTorch"):
@@ -166,11 +168,11 @@ def _train(stages: Stages, data: Path, recipe: str, out: Path, tracking_uri: str
     )
 
 
-def _export(stages: Stages, checkpoint: Path, repository: Path, formats: Sequence[str]) -> dict[str, Any]:
+def _export(stages: Stages, checkpoint: Path, release: Path, formats: Sequence[str]) -> dict[str, Any]:
     return stages.run(
         "export",
-        "export the network, checked against PyTorch",
-        ["exporters", "export", checkpoint, "--repository", repository, "--formats", ",".join(formats)],
+        "export the network as a release, checked against PyTorch here and through a server",
+        ["exporters", "export", checkpoint, "--release", release, "--formats", ",".join(formats), "--strict"],
     )[-1]
 
 
@@ -244,7 +246,7 @@ def _publish(build: Path, out: Path) -> None:
     """Put the new artefacts in place of the old ones; the summary goes last."""
     replaced = build / "replaced"
     replaced.mkdir()
-    for name in ARTEFACTS:
+    for name in (*ARTEFACTS, *FORMER_ARTEFACTS):
         if (out / name).is_dir():
             os.rename(out / name, replaced / name)
         if (build / name).exists():

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "serving": {"slides"},
     "clients": {"slides"},
     "model_repository": {"slides"},
+    "perf": {"slides", "clients", "serving", "training", "exporters"},
     "demo": OURS,
 }
 NEVER = {
@@ -57,6 +58,8 @@ def test_imports_go_one_way(package: str) -> None:
         ("slides.decode", ("torch", "openslide", "tifffile")),
         ("clients", ("torch",)),
         ("clients.slide_client", ("torch",)),
+        ("perf.bench", ("torch", "onnxruntime")),
+        ("exporters.preflight", ("torch", "onnx", "tritonclient", "matplotlib")),
         ("serving.launcher", ("torch", "gevent", "tritonclient")),
     ],
 )

@@ -46,7 +46,7 @@ def test_new_artefacts_replace_the_old_ones_and_spare_the_slides(tmp_path: Path)
     (tmp_path / "data" / "train.csv").touch()
     for run in ("first", "second"):
         with _build_folder(tmp_path) as build:
-            for name in ("training", "model_repository", "heatmaps"):
+            for name in ("training", "release", "heatmaps"):
                 (build / name).mkdir()
                 (build / name / f"{run}.txt").touch()
             for name in ("report.html", "summary.json"):
