@@ -60,6 +60,7 @@ def test_imports_go_one_way(package: str) -> None:
         ("clients.slide_client", ("torch",)),
         ("perf.bench", ("torch", "onnxruntime")),
         ("exporters.preflight", ("torch", "onnx", "tritonclient", "matplotlib")),
+        ("serving.releases.release_command", ("torch", "tritonclient", "onnx")),
         ("serving.launcher", ("torch", "gevent", "tritonclient")),
     ],
 )
