@@ -45,7 +45,8 @@ class Settings:
     def __init__(self, config: dict[str, Any]) -> None:
         self.problems: list[str] = []
         self.parameters = {k: v["string_value"] for k, v in config.get("parameters", {}).items()}
-        self.properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+        # Every instance is a process of its own, and OpenVINO would pin the threads of all of them to the same cores.
+        self.properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
         for name in ("INFERENCE_NUM_THREADS", "COMPILATION_NUM_THREADS"):
             text = self._take(name)
             if text and not text.isdigit():
