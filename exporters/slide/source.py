@@ -243,6 +243,11 @@ def _of_ensemble(path: Path) -> SlideSource:
             {"name": entry.name, **member.origin}
             for entry, member in zip(definition.members, members, strict=True)
         ],
+        "metrics": {
+            f"{unit}_{name}": value
+            for unit in ("slide", "patient")
+            for name, value in definition.scores.get(unit, {}).items()
+        },
     }
     return SlideSource(ENSEMBLE, spec, ordered, definition, members[0].bag, origin, tuple(manifests))
 

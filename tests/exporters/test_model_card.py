@@ -59,13 +59,16 @@ def test_names_cannot_break_out(release_dir: Path) -> None:
 def test_an_ensemble_tells_of_each_member(release_dir: Path) -> None:
     one = load(release_dir).checkpoint
     members = [{**one, "name": "a"}, {**one, "name": "b", "architecture": "resnet18"}]
-    checkpoint = {"kind": "ensemble", "method": "stack", "members": members}
+    metrics = {"patient_roc_auc": 0.8125}
+    checkpoint = {"kind": "ensemble", "method": "stack", "members": members, "metrics": metrics}
     origin = {"members": {"b": {"weights": "imagenet", "source": "PyPI x", "licence": "MIT", "sha256": None}}}
     card = render(altered(release_dir, kind="ensemble", checkpoint=checkpoint, pretrained=origin))
     assert "| Members | squeezenet1_1, resnet18, joined by stack |" in card
     assert "Member a:" in card
     assert "| b | imagenet | PyPI x | MIT | - |" in card
-    assert "No score was recorded" in card
+    assert "| patient_roc_auc | 0.8125 |" in card
+    assert "out-of-fold predictions" in card
+    assert "No score was recorded" in render(altered(release_dir, checkpoint={**one, "metrics": {}}))
 
 
 def test_licence_and_origin_are_told(release_dir: Path) -> None:

@@ -125,5 +125,6 @@ def ensemble_path(slide_dir: Path, tile_dir: Path, tmp_path_factory: pytest.Temp
     members = (Member("learner", "0" * 64, str(slide_dir)), Member("tiles", "0" * 64, str(tile_dir)))
     combination = Combination("stack", np.array([0.5, 0.5]), meta, 0.8)
     path = tmp_path_factory.mktemp("ensemble") / "ensemble.json"
-    Ensemble(SPEC.class_names, members, combination, Abstention(0.1, 0.6, 40)).save(path)
+    scores = {"patient": {"roc_auc": 0.75}}
+    Ensemble(SPEC.class_names, members, combination, Abstention(0.1, 0.6, 40), scores=scores).save(path)
     return path

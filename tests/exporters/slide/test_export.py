@@ -108,6 +108,7 @@ def test_an_ensemble_runs_its_members_side_by_side(ensemble_draft: SlideDraft) -
     exported = ensemble_draft.formats["onnx"]
     assert {"model.onnx", "tile_encoder_onnx_1/model.onnx"} <= set(exported.files)
     assert [entry["kind"] for entry in ensemble_draft.checkpoint["members"]] == ["slide", "tile"]
+    assert ensemble_draft.checkpoint["metrics"] == {"patient_roc_auc": 0.75}
     assert ensemble_draft.heads["combination"] <= 1e-6
 
 
