@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from exporters.comparison_tiles import ComparisonTiles, EncodedTile
 from exporters.errors import ParityError
 from exporters.formats.interface import Answer, ServedFormat
 from exporters.parity import Parity, compare
-from exporters.proving_server import PROTOCOLS, ProvingServer, proving_server, unservable_here
+from exporters.proving_server import PROTOCOLS, ProvingServer
 from exporters.triton_config import OUTPUTS
 from slides.errors import SpecError
 from slides.spec import ModelSpec
@@ -36,67 +35,6 @@ class ServedParity:
     grpc: Parity
 
 
-@dataclass(frozen=True)
-class ServedGate:
-    """What a tritonserver proved.
-
-    Attributes:
-        server: ``embedded`` or ``native``; empty where nothing could be served.
-        start_s: seconds until it was ready.
-        wall_s: seconds of the whole gate.
-        parity: ensemble -> figures.
-        unproven: ensemble -> why this server cannot load its format.
-    """
-
-    server: str
-    start_s: float
-    wall_s: float
-    parity: Mapping[str, ServedParity]
-    unproven: Mapping[str, str] = field(default_factory=dict)
-
-
-def check_served(
-    models_dir: Path,
-    classifiers: Mapping[str, ServedFormat],
-    tiles: ComparisonTiles,
-    expected: Answer,
-    *,
-    spec: ModelSpec,
-    max_batch: int,
-    announce: Callable[[str], object] = print,
-) -> ServedGate:
-    """Prove ensembles through one tritonserver, started for it.
-
-    Args:
-        models_dir: what will be published, laid out as a Triton model repository.
-        classifiers: ensemble -> the format that it answers with. Those that this machine's server cannot load are
-            left out of what is served.
-        tiles: what is sent.
-        expected: PyTorch's answer to them.
-        spec: what the ensembles have to say of themselves.
-        max_batch: the largest batch that will be served.
-        announce: told what is going on, for a progress bar.
-
-    Raises:
-        UnavailableError: there is no tritonserver.
-        ServedError: the server does not load what was staged, or ends.
-        ParityError: an ensemble does not answer as PyTorch does.
-        GoldenTilesError: too few tiles for a precision.
-    """
-    started_s = time.monotonic()
-    announce("a tritonserver is looked for")
-    refused = {name: unservable_here(fmt) for name, fmt in classifiers.items()}
-    unproven = {name: why for name, why in refused.items() if why is not None}
-    served = {name: fmt for name, fmt in classifiers.items() if name not in unproven}
-    if not served:
-        return ServedGate("", 0.0, time.monotonic() - started_s, {}, unproven)
-    with proving_server(models_dir, list(served), announce=announce) as server:
-        parity = check_served_on(
-            server, served, tiles, expected, spec=spec, max_batch=max_batch, announce=announce
-        )
-    return ServedGate(server.origin, server.start_s, time.monotonic() - started_s, parity, unproven)
-
-
 def check_served_on(
     server: ProvingServer,
     classifiers: Mapping[str, ServedFormat],
@@ -107,10 +45,25 @@ def check_served_on(
     max_batch: int,
     announce: Callable[[str], object] = print,
 ) -> dict[str, ServedParity]:
-    """Prove ensembles on a server that is up; see `check_served`."""
+    """Prove ensembles on a server that is up.
+
+    Args:
+        classifiers: ensemble -> the format that it answers with; the server has to have a backend for it
+            (`proving_server.unservable_here`).
+        tiles: what is sent.
+        expected: PyTorch's answer to them.
+        spec: what the ensembles have to say of themselves.
+        max_batch: the largest batch that will be served.
+        announce: told what is going on, for a progress bar.
+
+    Raises:
+        ServedError: the server is gone.
+        ParityError: an ensemble does not answer as PyTorch does.
+        GoldenTilesError: too few tiles for a precision.
+    """
     proven = {}
     for name, fmt in classifiers.items():
-        _check_spec(server, name, spec)
+        check_spec(server, name, spec)
         measured = {}
         for protocol in PROTOCOLS:
             _check_labels(server, protocol, name, tiles.encoded[0], spec)
@@ -155,8 +108,12 @@ def _asker(
     return ask
 
 
-def _check_spec(server: ProvingServer, name: str, spec: ModelSpec) -> None:
-    """Clients cut tiles and name classes by what the ensemble says of itself."""
+def check_spec(server: ProvingServer, name: str, spec: ModelSpec) -> None:
+    """Hold what a public model says of itself, by which clients cut tiles and name classes, to the checkpoint's.
+
+    Raises:
+        ParityError: it says something else, or nothing.
+    """
     parameter = server.config(name).get("parameters", {}).get(SPEC_PARAMETER, {})
     try:
         said = ModelSpec.from_json(parameter.get("string_value", ""))

@@ -32,13 +32,6 @@ def cpu_s(pids: list[int], proc: Path = _PROC) -> float:
     )
 
 
-def busy_cores(proc: Path = _PROC) -> tuple[float, float]:
-    """(seconds that all cores together were busy, seconds stolen by the hypervisor) since the machine started."""
-    numbers = [int(text) for text in (proc / "stat").read_text().split("\n", 1)[0].split()[1:9]]
-    user, nice, system, _idle, _iowait, irq, softirq, steal = numbers
-    return (user + nice + system + irq + softirq) / TICKS_PER_S, steal / TICKS_PER_S
-
-
 def _stat(entry: Path) -> list[str]:
     """The fields of `stat` after the command's name: state, ppid, ...; none for a process that has gone."""
     try:

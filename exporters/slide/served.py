@@ -10,18 +10,16 @@ import numpy as np
 
 from exporters.errors import ParityError
 from exporters.formats import formats_named
+from exporters.proving_server import PROTOCOLS, ProvingServer
+from exporters.served_parity import check_spec
 from exporters.slide.head import HEAD_OUTPUTS
 from exporters.slide.parity import SlideAnswer, compare_slides, slide_problems
 from exporters.tolerances import TOLERANCES
-from slides.errors import SpecError
-from slides.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from exporters.proving_server import ProvingServer
     from exporters.slide.export import SlideDraft
 
 TILES_INPUT = "tiles"
-_PROTOCOLS = ("http", "grpc")
 
 
 def check_slides_on(
@@ -39,8 +37,8 @@ def check_slides_on(
     proven: dict[str, dict[str, Any]] = {}
     for name in draft.public:
         precision = _precision(draft, name)
-        _check_spec(server, name, draft.spec)
-        for protocol in _PROTOCOLS:
+        check_spec(server, name, draft.spec)
+        for protocol in PROTOCOLS:
             announce(f"{name} over {protocol}: {len(draft.expected.bags)} slides")
             ask = _asker(server, protocol, name, draft)
             where = f"{name} over {protocol}"
@@ -100,15 +98,3 @@ def _precision(draft: SlideDraft, name: str) -> str:
     format_name = draft.classifiers[name]["format"]
     exported = draft.formats.get(format_name)
     return exported.precision if exported is not None else formats_named([format_name])[0].precision
-
-
-def _check_spec(server: ProvingServer, name: str, spec: ModelSpec) -> None:
-    parameter = server.config(name).get("parameters", {}).get("clotline_spec", {})
-    try:
-        said = ModelSpec.from_json(parameter.get("string_value", ""))
-    except SpecError as error:
-        raise ParityError(
-            f"{name}: its clotline_spec is no specification: {error}. Nothing was published."
-        ) from error
-    if said != spec:
-        raise ParityError(f"{name}: its clotline_spec is not the checkpoint's. Nothing was published.")
