@@ -80,8 +80,13 @@ def test_kill_9_of_the_launcher_leaves_nothing_within_5_s(tiny_repository: Path,
     launched.ready()
     state = state_of("killed")
     os.kill(launched.process.pid, signal.SIGKILL)
-    wait_until(lambda: not processes_of(state.instance_id) and not shared_memory_of(state.instance_id), 5.0)
-    assert not (triton_home() / "run" / "killed.json").exists()
+    state_file = triton_home() / "run" / "killed.json"
+
+    def gone() -> bool:
+        left = processes_of(state.instance_id) or shared_memory_of(state.instance_id)
+        return not left and not state_file.exists()  # which the guardian removes last
+
+    wait_until(gone, 5.0)
 
 
 def test_sigterm_during_the_start_leaves_nothing(tiny_repository: Path, launch: Launch) -> None:

@@ -289,13 +289,12 @@ def test_the_header_costs_little_beside_the_decoder() -> None:
     def bare() -> NDArray[np.uint8]:
         return cv2.resize(simplejpeg.decode_jpeg(data, "RGB", min_height=128, min_width=128), (120, 120))
 
-    def best_s(work: Callable[[], object]) -> float:
-        durations_s = []
-        for _ in range(200):
-            started_s = time.perf_counter()
-            work()
-            durations_s.append(time.perf_counter() - started_s)
-        return min(durations_s)
+    def seconds(work: Callable[[], object]) -> float:
+        started_s = time.perf_counter()
+        work()
+        return time.perf_counter() - started_s
 
     np.testing.assert_array_equal(decode_tile(data, 120), bare())
-    assert best_s(lambda: decode_tile(data, 120)) - best_s(bare) < 50e-6
+    pairs = [(seconds(lambda: decode_tile(data, 120)), seconds(bare)) for _ in range(600)]
+    ours_s, bare_s = (min(column) for column in zip(*pairs, strict=True))  # in turns: the machine is shared
+    assert ours_s < 1.25 * bare_s

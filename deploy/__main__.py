@@ -1,0 +1,16 @@
+"""python -m deploy up
+
+Runs Clotline as a service: the gateway (nginx) and monitoring (Prometheus, Alertmanager) around a tritonserver that
+`serving` supervises. The last line of standard output is one JSON document.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from serving.commands import Command, main
+
+COMMANDS: dict[str, Command] = {}
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, COMMANDS, program="python -m deploy"))
