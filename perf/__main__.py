@@ -17,6 +17,7 @@ from training.commands import main as run_command
 COMMANDS = {
     "install": Command("perf.install", "put a perf_analyzer that runs here into .triton/perf"),
     "models": Command("perf.models", "make a repository with random weights to measure"),
+    "release": Command("perf.releases", "make a Release with random weights, by the exporter"),
     "inputs": Command("perf.inputs", "write input files with real JPEG tiles for perf_analyzer"),
     "limit": Command("perf.limit", "what this machine can do without a server"),
     "bench": Command("perf.bench", "the served models against that limit, in alternation"),

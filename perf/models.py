@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from perf.errors import PerfError, PerfInputError
 from perf.machine import cores
 from perf.tiles import benchmark_tiles
+from slides.spec import ModelSpec
 
 if TYPE_CHECKING:
     from exporters.formats.interface import Network
@@ -134,20 +135,12 @@ def _write(
     from exporters.formats import formats_named
     from exporters.serving_options import ServingOptions
     from slides.decode import MAX_TILE_BYTES, MAX_TILE_PIXELS
-    from slides.spec import ModelSpec
 
     formats = formats_named(format_names)
     for fmt in formats:
         fmt.require()
     ServingOptions(max_batch, instances)  # raises for numbers out of range
-    spec = ModelSpec(
-        class_names=CLASS_NAMES,
-        tile_size_px=tile_size_px,
-        um_per_px=0.5,
-        input_size_px=size_px,
-        tiles_per_slide=16,
-        min_tissue_share=0.3,
-    )
+    spec = measured_spec(size_px, tile_size_px)
     network = _network(architecture, spec, max_batch)
     labels = triton_config.labels_text(spec.class_names)
     preprocess = triton_config.preprocess_config(
@@ -191,6 +184,18 @@ def _write(
     return classifiers
 
 
+def measured_spec(size_px: int, tile_size_px: int) -> ModelSpec:
+    """What a network that is only measured says of its tiles; raises SpecError for impossible numbers."""
+    return ModelSpec(
+        class_names=CLASS_NAMES,
+        tile_size_px=tile_size_px,
+        um_per_px=0.5,
+        input_size_px=size_px,
+        tiles_per_slide=16,
+        min_tissue_share=0.3,
+    )
+
+
 def _network(architecture: str, spec: Any, max_batch: int) -> Network:
     import numpy as np
     import torch
@@ -207,7 +212,7 @@ def _network(architecture: str, spec: Any, max_batch: int) -> Network:
             for tile in benchmark_tiles(_CALIBRATION_TILES, spec.tile_size_px, seed=4)
         ]
     )
-    _tell_tiles_apart(model, torch.from_numpy(tiles_NHWC))
+    tell_tiles_apart(model, torch.from_numpy(tiles_NHWC))
     return Network(
         model.backbone,
         spec.mean,
@@ -218,7 +223,7 @@ def _network(architecture: str, spec: Any, max_batch: int) -> Network:
     )
 
 
-def _tell_tiles_apart(model: Any, tiles_NHWC: Any) -> None:
+def tell_tiles_apart(model: Any, tiles_NHWC: Any) -> None:
     """Spread the logits of a fresh network: answers that are all alike would hide a mix-up of requests."""
     import torch
 
