@@ -20,6 +20,13 @@ from training import checkpoint, network, pretrained, scores, tiles
 from training.errors import DataError
 from training.processes import on_main_process
 from training.recipe import Recipe
+from training.reference_profile import (
+    PROFILE_KEY,
+    ReferenceProfile,
+    answers_of,
+    appearance_of_items,
+    profile,
+)
 from training.task import Items, Split
 
 if TYPE_CHECKING:
@@ -118,8 +125,30 @@ class TileTask:
             metrics=metrics,
             data=self.data,
             golden_tiles=_golden_tiles(self.held_out_set, probabilities_NK),
-            about={**about, "pretrained": self.pretrained},
+            about={
+                **about,
+                "pretrained": self.pretrained,
+                PROFILE_KEY: self._reference_profile(probabilities_NK).as_dict(),
+            },
             overwrite=overwrite,
+        )
+
+    def _reference_profile(self, probabilities_NK: NDArray[np.float32]) -> ReferenceProfile:
+        """Of all held-out tiles, and of their slides by the mean over tiles."""
+        held_out = self.held_out_set
+        patient_of = {record.image_id: record.patient_id for record in self.split.held_out}
+        patients_N = [patient_of[image_id] for image_id in held_out.slide_of_item]
+        of_slide = scores.by_slide(probabilities_NK, held_out.slide_of_item)
+        tiles_of_patients = [(patient, row) for row, patient in enumerate(patients_N)]
+        return profile(
+            "held_out",
+            tiles=answers_of(probabilities_NK, patients_N, self.class_names),
+            slides=answers_of(
+                np.stack([*of_slide.values()]),
+                [patient_of[image_id] for image_id in of_slide],
+                self.class_names,
+            ),
+            appearance=appearance_of_items(tiles_of_patients, held_out.encoded, held_out.spec.input_size_px),
         )
 
 

@@ -27,6 +27,13 @@ from training.mil.options import BagOptions
 from training.network import TileEncoder
 from training.processes import on_main_process
 from training.recipe import Recipe
+from training.reference_profile import (
+    PROFILE_KEY,
+    ReferenceProfile,
+    answers_of,
+    appearance_of_items,
+    profile,
+)
 from training.task import Items, Split
 
 GOLDEN_BAGS = 4
@@ -205,8 +212,35 @@ class BagTask:
             metrics=metrics,
             data=self.data,
             golden_bags=[self._golden_bag(served, index) for index in self._golden_slides()],
-            about={**about, "pretrained": self.pretrained},
+            about={
+                **about,
+                "pretrained": self.pretrained,
+                PROFILE_KEY: self._reference_profile(probabilities_NK).as_dict(),
+            },
             overwrite=overwrite,
+        )
+
+    def _reference_profile(self, probabilities_NK: NDArray[np.float32]) -> ReferenceProfile:
+        """Of all held-out slides, and of the tiles in their bags."""
+        held_out = self.held_out_set
+        patient_of = {record.image_id: record.patient_id for record in self.split.held_out}
+        tiles_of_patients = [
+            (patient_of[bag.record.image_id], (index, int(row)))
+            for index, bag in enumerate(held_out.bags)
+            for row in held_out.rows(index)
+        ]
+        return profile(
+            "held_out",
+            slides=answers_of(
+                probabilities_NK,
+                [patient_of[image_id] for image_id in held_out.slide_of_item],
+                self.class_names,
+            ),
+            appearance=appearance_of_items(
+                tiles_of_patients,
+                lambda place: held_out.bags[place[0]].tiles[place[1]],
+                self.recipe.spec.input_size_px,
+            ),
         )
 
     def _golden_slides(self) -> list[int]:
