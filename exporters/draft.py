@@ -78,14 +78,16 @@ class Draft:
         first: bool,
     ) -> ExportedFormat:
         """Stage the configuration of a network, and of the ensembles that answer with it."""
-        network = self._network_config(fmt, instances=self.options.instances if first else 1)
-        self._stage_model(network)
-        self._networks.append(network.name)
         classifiers = [CLASSIFIER_MODEL] if first else []
         of_its_own = fmt.classifier_name
         # An ensemble of an earlier export is pinned anew, lest it point to a version that is no longer loaded.
         if not first or (self.repository / of_its_own).exists():
             classifiers.append(of_its_own)
+        network = self._network_config(
+            fmt, instances=self.options.instances if first else 1, answers_for=classifiers[0]
+        )
+        self._stage_model(network)
+        self._networks.append(network.name)
         exported = exported_format(fmt, artifact, measured, acceptance, classifiers)
         origin = {
             "weights_sha256": self.manifest["weights_sha256"],
@@ -126,7 +128,7 @@ class Draft:
         ensembles = sorted(self._classifiers, key=lambda name: name == CLASSIFIER_MODEL)
         return [*self._networks, PREPROCESS_MODEL, *ensembles]
 
-    def _network_config(self, fmt: ServedFormat, *, instances: int) -> ModelConfig:
+    def _network_config(self, fmt: ServedFormat, *, instances: int, answers_for: str) -> ModelConfig:
         def build(versions_loaded: int) -> ModelConfig:
             return network_config(
                 fmt.model_name,
@@ -141,6 +143,7 @@ class Draft:
                 instances=instances,
                 instance_kind=self.options.instance_kind,
                 versions_loaded=versions_loaded,
+                answers_for=(answers_for, self.spec.class_names),
             )
 
         new = build(self.options.versions_loaded)

@@ -17,6 +17,7 @@ protobuf's text format, and read back with it. Models::
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -25,6 +26,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as triton
 
 from exporters.errors import RepositoryError
+from slides.model_metrics import ANSWERS_FOR
 
 CONFIG_FILENAME = "config.pbtxt"
 LABELS_FILENAME = "labels.txt"
@@ -115,6 +117,7 @@ def network_config(
     versions_loaded: int,
     platform: str = "",
     embedding_dim: int | None = None,
+    answers_for: tuple[str, Sequence[str]] | None = None,
 ) -> triton.ModelConfig:
     """Configuration of a network for the native or a Python-based backend of that name.
 
@@ -133,6 +136,8 @@ def network_config(
             while a new version is brought in; 1 where the versions differ in shape.
         platform: Triton's platform, where a backend tells its formats apart by it.
         embedding_dim: D of an encoder, whose one output is FP32 [N, D]; None for a classifier.
+        answers_for: the public model whose predictions its answers are, and its classes. Our Python-based backends count
+            them (docs/metrics.md), native ones do not look for the parameter.
     """
     config = triton.ModelConfig(
         name=name,
@@ -158,6 +163,10 @@ def network_config(
         tiles.dims.extend([input_size_px, input_size_px, 3])
         tiles.zero_data = True
     _set_parameters(config, parameters)
+    if answers_for is not None:
+        model, class_names = answers_for
+        told = {"classes": list(class_names), "model": model}
+        _set_parameters(config, {ANSWERS_FOR: json.dumps(told, ensure_ascii=False, separators=(",", ":"))})
     return config
 
 

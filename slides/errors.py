@@ -16,6 +16,7 @@ Whoever reads one of these messages learns what is wrong, with which value, wher
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class SlidesError(Exception):
@@ -68,9 +69,20 @@ class TileDecodeError(SlidesError, ValueError):
     """Bytes that are no usable tile.
 
     Attributes:
-        reason: one of "empty", "too_many_bytes", "not_an_image", "unsupported_format", "too_small",
-            "too_many_pixels", "too_many_scans", "truncated", "damaged". Stable: callers may count by it.
+        reason: one of REASONS. Stable: callers may count by it.
     """
+
+    REASONS: ClassVar = (
+        "empty",
+        "too_many_bytes",
+        "not_an_image",
+        "unsupported_format",
+        "too_small",
+        "too_many_pixels",
+        "too_many_scans",
+        "truncated",
+        "damaged",
+    )
 
     def __init__(self, reason: str, message: str) -> None:
         self.reason = reason

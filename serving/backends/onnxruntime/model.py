@@ -11,6 +11,7 @@ and one of its own, which the native backend does not look for:
   parameters: alone_thread_count  threads of an execution while no other instance of this backend executes in this
               server (0: every core, at most 8). Default: intra_op_thread_count. A lone request then has all cores,
               and under load every instance keeps to its own; where they differ a second session is held in memory.
+              clotline_answers_for  whose predictions its answers are (slides/model_metrics.py), to be counted
 Requests that Triton hands over together run as one batch; if that fails each runs alone, so that one bad request
 harms nobody else.
 """
@@ -29,6 +30,8 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+
+from slides.model_metrics import ANSWERS_FOR, network_predictions
 
 ONNX_TYPES = {
     "TYPE_BOOL": "tensor(bool)", "TYPE_UINT8": "tensor(uint8)", "TYPE_UINT16": "tensor(uint16)",
@@ -135,6 +138,7 @@ class Settings:
         shrinkage = self.parameters.pop(SHRINKAGE, "")
         if shrinkage:
             self.run_options.add_run_config_entry(SHRINKAGE, shrinkage)
+        self.parameters.pop(ANSWERS_FOR, None)  # read by `network_predictions`
         if self.parameters:
             self.problems.append(
                 f"unknown parameter {', '.join(sorted(self.parameters))} (see the backend's docstring)"
@@ -203,6 +207,12 @@ class TritonPythonModel:
         self.inputs = [i["name"] for i in config["input"]]
         self.strings = {i["name"] for i in config["input"] if i["data_type"] == "TYPE_STRING"}
         self.outputs = [o["name"] for o in config["output"]]
+        self.predictions = network_predictions(pb_utils, args)
+
+    def finalize(self) -> None:
+        """Tell the rest of the predictions."""
+        if self.predictions is not None:
+            self.predictions.close()
 
     def _open(self, path: Path, settings: Settings) -> Any:
         return ort.InferenceSession(str(path), settings.options, providers=["CPUExecutionProvider"])
@@ -249,10 +259,12 @@ class TritonPythonModel:
         wanted = {name for request in requests for name in request.requested_output_names()}
         names = [name for name in self.outputs if name in wanted]
         results = dict(zip(names, session.run(names, feed, self.run_options), strict=True))
+        counts = [len(array) for array in arrays[self.inputs[0]]]
+        if self.predictions is not None:
+            self.predictions.add(requests, counts, results)
         responses, start = [], 0
         for index, request in enumerate(requests):
-            count = len(arrays[self.inputs[0]][index]) if together else None
-            stop = start + count if count is not None else None
+            stop = start + counts[index] if together else None
             tensors = [
                 pb_utils.Tensor(name, results[name][start:stop] if together else results[name])
                 for name in names

@@ -7,6 +7,8 @@ refuses every other one:
               PERFORMANCE_HINT (LATENCY, THROUGHPUT or CUMULATIVE_THROUGHPUT), HINT_BF16 (YES),
               ENABLE_BATCH_PADDING, SKIP_OV_DYNAMIC_BATCHSIZE, RESHAPE_IO_LAYERS (YES or NO; nothing to do here: a batch
               is run at its own size)
+and one of its own, which the native backend does not look for:
+  parameters: clotline_answers_for  whose predictions its answers are (slides/model_metrics.py), to be counted
 Without HINT_BF16 it computes in FP32, also where OpenVINO would choose BF16.
 Requests that Triton hands over together run as one batch; if that fails each runs alone.
 """
@@ -19,6 +21,8 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+
+from slides.model_metrics import ANSWERS_FOR, network_predictions
 
 TYPES = {
     "TYPE_BOOL": "boolean", "TYPE_UINT8": "u8", "TYPE_UINT16": "u16", "TYPE_UINT32": "u32", "TYPE_UINT64": "u64",
@@ -71,6 +75,7 @@ class Settings:
         for name in ("ENABLE_BATCH_PADDING", "SKIP_OV_DYNAMIC_BATCHSIZE", "RESHAPE_IO_LAYERS"):
             if self._take(name).upper() not in ("", "YES", "NO"):
                 self.problems.append(f"{name} must be YES or NO")
+        self.parameters.pop(ANSWERS_FOR, None)  # read by `network_predictions`
         if self.parameters:
             self.problems.append(
                 f"unknown parameter {', '.join(sorted(self.parameters))} (see the backend's docstring)"
@@ -126,6 +131,12 @@ class TritonPythonModel:
             raise refuse(name, f"OpenVINO {ov.__version__} cannot compile {path}: {error}") from error
         self.inputs = [entry["name"] for entry in config["input"]]
         self.outputs = [entry["name"] for entry in config["output"]]
+        self.predictions = network_predictions(pb_utils, args)
+
+    def finalize(self) -> None:
+        """Tell the rest of the predictions."""
+        if self.predictions is not None:
+            self.predictions.close()
 
     def _mismatches(self, what: str, declared: list[dict[str, Any]], actual: list[Any]) -> list[str]:
         known = {name: port for port in actual for name in port.get_names()}
@@ -171,9 +182,12 @@ class TritonPythonModel:
         feed = {name: np.concatenate(parts) if len(parts) > 1 else parts[0] for name, parts in arrays.items()}
         found = self.request.infer(feed)
         results = {name: np.array(found[name]) for name in self.outputs}  # the request reuses its own memory
+        counts = [len(array) for array in arrays[self.inputs[0]]]
+        if self.predictions is not None:
+            self.predictions.add(requests, counts, results)
         responses, start = [], 0
         for index, request in enumerate(requests):
-            stop = start + len(arrays[self.inputs[0]][index]) if len(requests) > 1 else None
+            stop = start + counts[index] if len(requests) > 1 else None
             tensors = [
                 pb_utils.Tensor(name, results[name][start:stop])
                 for name in self.outputs

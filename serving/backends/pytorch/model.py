@@ -8,6 +8,8 @@ refuses every other one:
               ENABLE_TENSOR_FUSER, ENABLE_CACHE_CLEANING (`true` or `false`; the last one does something on a GPU only);
               ENABLE_WEIGHT_SHARING, ENABLE_NVFUSER only as `false`: instances are processes here, and nvFuser is gone
               intra_op_thread_count and inter_op_thread_count are read as other names of the first two
+and one of its own, which the native backend does not look for:
+  parameters: clotline_answers_for  whose predictions its answers are (slides/model_metrics.py), to be counted
 Names follow the native convention: `NAME__INDEX`, the index being the position among the arguments or results of
 `forward`; an input may also have the name of an argument of `forward`.
 """
@@ -19,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
+
+from slides.model_metrics import ANSWERS_FOR, network_predictions
 
 TORCH_TYPES = (
     "TYPE_BOOL", "TYPE_UINT8", "TYPE_INT8", "TYPE_INT16", "TYPE_INT32", "TYPE_INT64", "TYPE_FP16", "TYPE_FP32", "TYPE_FP64",
@@ -60,6 +64,7 @@ class Settings:
         for name, reason in FALSE_ONLY.items():
             if self._switch(name, False):
                 self.problems.append(f"{name} cannot be true: {reason}")
+        self.parameters.pop(ANSWERS_FOR, None)  # read by `network_predictions`
         if self.parameters:
             self.problems.append(
                 f"unknown parameter {', '.join(sorted(self.parameters))} (see the backend's docstring)"
@@ -143,6 +148,12 @@ class TritonPythonModel:
             raise refuse(
                 name, f"inputs {list(self.inputs)} are not the arguments of forward ({', '.join(arguments)})"
             )
+        self.predictions = network_predictions(pb_utils, args)
+
+    def finalize(self) -> None:
+        """Tell the rest of the predictions."""
+        if self.predictions is not None:
+            self.predictions.close()
 
     def _positions(self, model: str, names: list[str], arguments: list[str] | None) -> dict[str, int]:
         positions = {}
@@ -183,9 +194,12 @@ class TritonPythonModel:
             torch.cuda.empty_cache()
         results = results if isinstance(results, (tuple, list)) else (results,)
         arrays = {name: results[position].detach().cpu().numpy() for name, position in self.outputs.items()}
+        counts = [len(tensor) for tensor in columns[0]]
+        if self.predictions is not None:
+            self.predictions.add(requests, counts, arrays)
         responses, start = [], 0
         for index, request in enumerate(requests):
-            stop = start + len(columns[0][index]) if len(requests) > 1 else None
+            stop = start + counts[index] if len(requests) > 1 else None
             tensors = [
                 pb_utils.Tensor(name, arrays[name][start:stop])
                 for name in self.outputs
