@@ -10,7 +10,10 @@ import sys
 
 from serving.commands import Command, main
 
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, Command] = {
+    "keys": Command("deploy.commands.keys", "API keys of the gateway's clients: add, rotate, revoke, list"),
+    "certificate": Command("deploy.commands.certificate", "the gateway's TLS certificate: make, renew, show"),
+}
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, COMMANDS, program="python -m deploy"))
