@@ -13,6 +13,7 @@ from serving.commands import Command, main
 COMMANDS: dict[str, Command] = {
     "keys": Command("deploy.commands.keys", "API keys of the gateway's clients: add, rotate, revoke, list"),
     "certificate": Command("deploy.commands.certificate", "the gateway's TLS certificate: make, renew, show"),
+    "access-metrics": Command("deploy.commands.access_metrics", "the gateway's metrics, from its access log"),
 }
 
 if __name__ == "__main__":

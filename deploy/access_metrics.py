@@ -1,0 +1,201 @@
+"""Metrics of the gateway, from its access log: followed through rotation and truncation, served for Prometheus.
+
+    clotline_gateway_requests_total{protocol,route,status,key}
+    clotline_gateway_request_duration_seconds{protocol,route}        accepted requests, as nginx saw them
+    clotline_gateway_request_bytes_total{key}
+    clotline_gateway_log_lines_broken_total
+    clotline_certificate_expiry_timestamp_seconds{certificate}
+
+`status` is an HTTP status for both protocols; a status of gRPC becomes the HTTP status of the same meaning, so that one
+expression finds the errors of both. Every label has a bounded number of values: keys come from the gateway's own file of
+keys (the log says nothing that a client made up), other values from fixed lists.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from deploy.certificates import expiry_unix_s
+from deploy.errors import CertificateError
+
+BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+ROUTES = ("infer", "metadata", "health", "other")
+PROTOCOLS = ("http", "grpc")
+NO_KEY = "none"
+_MOST_KEYS = 1000
+_MOST_LINE_BYTES = 64 << 10
+_CHUNK_BYTES = 1 << 18
+# grpc/statuscodes.md; the HTTP status of the same meaning (google.rpc.Code)
+HTTP_STATUS_OF_GRPC = {
+    0: 200, 1: 499, 2: 500, 3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429,
+    9: 400, 10: 409, 11: 400, 12: 501, 13: 500, 14: 503, 15: 500, 16: 401,
+}  # fmt: skip
+
+
+class AccessMetrics:
+    """Counts lines of the access log (`line`), into a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "clotline_gateway_requests", "Requests that the gateway answered.",
+            ["protocol", "route", "status", "key"], registry=self.registry,
+        )  # fmt: skip
+        self._duration = Histogram(
+            "clotline_gateway_request_duration_seconds",
+            "From the first byte of an accepted request to the last of its answer.",
+            ["protocol", "route"],
+            buckets=BUCKETS_S,
+            registry=self.registry,
+        )
+        self._bytes = Counter(
+            "clotline_gateway_request_bytes", "Bytes of requests.", ["key"], registry=self.registry
+        )
+        self._broken = Counter(
+            "clotline_gateway_log_lines_broken",
+            "Lines of the access log that are none.",
+            registry=self.registry,
+        )
+        self._keys: set[str] = set()
+        for protocol in PROTOCOLS:  # rates work from the first request on
+            self._duration.labels(protocol, "infer")
+            self._requests.labels(protocol, "infer", "200", NO_KEY)
+
+    def line(self, text: bytes) -> None:
+        """Count one line; a broken one is counted as such."""
+        try:
+            told = json.loads(text)
+            protocol, route = told["protocol"], told["route"]
+            status = status_of(int(told["status"]), told["grpc_status"])
+            duration_s, size_bytes = float(told["request_s"]), int(told["request_bytes"])
+            key, accepted = self._key(told["key"]), bool(told["upstream_status"])
+            if protocol not in PROTOCOLS or not isinstance(key, str) or not duration_s >= 0 or size_bytes < 0:
+                raise ValueError("a value that nginx does not write")
+        except (ValueError, KeyError, TypeError):
+            self._broken.inc()
+            return
+        route = route if route in ROUTES else "other"
+        self._requests.labels(protocol, route, str(status), key).inc()
+        self._bytes.labels(key).inc(size_bytes)
+        if accepted and status == 200:
+            self._duration.labels(protocol, route).observe(duration_s)
+
+    def _key(self, key_id: str) -> str:
+        if not key_id:
+            return NO_KEY
+        if key_id not in self._keys:
+            if len(self._keys) >= _MOST_KEYS:
+                return "other"
+            self._keys.add(key_id)
+        return key_id
+
+
+def status_of(http_status: int, grpc_status: str) -> int:
+    """The HTTP status that stands for an answer.
+
+    An answer of gRPC that has no status of its own is a broken one: 499 if the client left, else 500.
+    """
+    if not 100 <= http_status <= 599:
+        raise ValueError(f"status {http_status}")
+    if grpc_status.isdigit():
+        return HTTP_STATUS_OF_GRPC.get(int(grpc_status), 500)
+    return http_status
+
+
+class LogFollower:
+    """The new lines of a file that grows, is renamed and made anew, or is cut. Begins at its end, or at the start of a file that
+    is not there yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._rest = b""
+        if path.exists():
+            self._open()
+            assert self._file  # noqa: S101  opened above
+            self._file.seek(0, os.SEEK_END)
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines that were written since the last call."""
+        if self._file is None and not self._open():
+            return
+        yield from self._read()
+        if self._moved():
+            yield from self._read()  # what was written to the old file before it was renamed
+            self.close()
+            if self._open():
+                yield from self._read()
+
+    def close(self) -> None:
+        """Close the file; a line without its end is given up."""
+        if self._file:
+            self._file.close()
+        self._file, self._rest = None, b""
+
+    def _open(self) -> bool:
+        try:
+            self._file = self._path.open("rb")
+        except OSError:
+            return False
+        return True
+
+    def _moved(self) -> bool:
+        assert self._file  # noqa: S101  asked of an open file only
+        try:
+            now = self._path.stat()
+        except OSError:
+            return False  # renamed, and not made anew yet
+        ours = os.fstat(self._file.fileno())
+        return (now.st_dev, now.st_ino) != (ours.st_dev, ours.st_ino)
+
+    def _read(self) -> Iterator[bytes]:
+        assert self._file  # noqa: S101  asked of an open file only
+        if self._file.tell() > os.fstat(self._file.fileno()).st_size:
+            self._file.seek(0)  # cut
+            self._rest = b""
+        while chunk := self._file.read(_CHUNK_BYTES):
+            *whole, self._rest = (self._rest + chunk).split(b"\n")
+            yield from (line for line in whole if line)
+            if len(self._rest) > _MOST_LINE_BYTES:
+                yield self._rest
+                self._rest = b""
+
+
+class CertificateExpiry(Collector):
+    """When certificates expire, read from their files at each scrape; one that cannot be read expired in 1970."""
+
+    def __init__(self, certificates: Sequence[Path]) -> None:
+        self._certificates = certificates
+
+    def collect(self) -> Iterator[Any]:
+        """One gauge with a sample a certificate, labelled by its file's path."""
+        gauge = GaugeMetricFamily(
+            "clotline_certificate_expiry_timestamp_seconds",
+            "When a certificate expires.",
+            labels=["certificate"],
+        )
+        for path in self._certificates:
+            try:
+                expiry_s = expiry_unix_s(path)
+            except CertificateError:
+                expiry_s = 0.0
+            gauge.add_metric([str(path)], expiry_s)
+        yield gauge
+
+
+def follow(
+    metrics: AccessMetrics, follower: LogFollower, stop: threading.Event, every_s: float = 0.5
+) -> None:
+    """Count what is written to the log until `stop` is set."""
+    while not stop.wait(every_s):
+        for line in follower.lines():
+            metrics.line(line)
