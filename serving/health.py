@@ -1,8 +1,9 @@
-"""What is known of a server's health, and `GET /live` and `GET /ready` for Kubernetes.
+"""What is known of a server's health, `GET /live` and `GET /ready` for Kubernetes, and `GET /metrics` for Prometheus.
 
 `/live` answers 200 while the supervisor itself works, 503 once it does not: the supervisor restarts a dead server, so
 only its own death is a reason to start the container again. `/ready` answers 200 while every public model has been
-proven lately and no stub is missing, else 503. Both bodies are JSON and say what is wrong and since when.
+proven lately and no stub is missing, else 503. Both bodies are JSON and say what is wrong and since when. `/metrics` is
+text of `serving/supervisor_metrics.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, ClassVar
 HEARTBEAT_S = 60.0
 REQUEST_TIMEOUT_S = 5.0
 ASK_TIMEOUT_S = 2.0
+TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def now_utc() -> str:
@@ -142,11 +144,19 @@ def ask_ready(address: str) -> tuple[int, dict[str, Any]]:
 
 
 class HealthServer:
-    """Serves one Health on an address; port 0 takes a free one. Raises OSError if the address cannot be used."""
+    """Serves one Health on an address; port 0 takes a free one. Raises OSError if the address cannot be used.
 
-    def __init__(self, health: Health, host: str, port: int) -> None:
+    Args:
+        metrics: gives the body of `/metrics`.
+    """
+
+    def __init__(
+        self, health: Health, host: str, port: int, metrics: Callable[[], str] | None = None
+    ) -> None:
         class Handler(_Handler):
             answers: ClassVar = {"/live": health.live, "/ready": health.readiness}
+            if metrics is not None:
+                answers["/metrics"] = lambda: (200, metrics())
 
         class Server(ThreadingTCPServer):
             allow_reuse_address = True
@@ -164,18 +174,19 @@ class HealthServer:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    answers: ClassVar[dict[str, Callable[[], tuple[int, dict[str, Any]]]]] = {}
+    answers: ClassVar[dict[str, Callable[[], tuple[int, dict[str, Any] | str]]]] = {}
     timeout = REQUEST_TIMEOUT_S
     server_version = "clotline"
     sys_version = ""
 
     def do_GET(self) -> None:
-        """`/live` or `/ready`."""
+        """`/live`, `/ready` or `/metrics`."""
         answer = self.answers.get(self.path.partition("?")[0])
-        status, body = answer() if answer else (404, {"error": "GET /live or GET /ready"})
-        data = json.dumps(body).encode() + b"\n"
+        status, body = answer() if answer else (404, {"error": f"GET {', '.join(self.answers)}"})
+        as_text = isinstance(body, str)
+        data = body.encode() if isinstance(body, str) else json.dumps(body).encode() + b"\n"
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", TEXT_FORMAT if as_text else "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command != "HEAD":

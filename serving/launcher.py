@@ -34,6 +34,7 @@ from serving.ports import choose_ports
 from serving.processes import start_time_ticks
 from serving.repository import check_repository
 from serving.supervisor import STOP_GRACE_S, Supervisor, say
+from serving.supervisor_metrics import SupervisorMetrics
 from serving.tritonserver import Security, find_tritonserver
 
 LIVE_BUSY_S = 3.0
@@ -94,7 +95,8 @@ def up(options: UpOptions) -> int:
     try:
         repository, prepare = _repository(options, own)
         health = Health()
-        health_server = HealthServer(health, addresses.host, addresses.health_port)
+        metrics = SupervisorMetrics(health, repository, instance_id)
+        health_server = HealthServer(health, addresses.host, addresses.health_port, metrics.text)
     except BaseException:
         shutil.rmtree(own)
         raise
@@ -123,6 +125,7 @@ def up(options: UpOptions) -> int:
         health,
         options.timeout_s,
         lambda status: write_state(options.home, replace(state, status=status)),
+        metrics,
     )
     previous = {s: signal.signal(s, _raise_stopped) for s in (signal.SIGINT, signal.SIGTERM)}
     announced = False

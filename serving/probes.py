@@ -30,6 +30,7 @@ class Proof:
     """What is known of one public model."""
 
     config: dict[str, Any]
+    version: int = 0
     successes: int = -1
     proven_at_s: float | None = None
     asked_at_s: float = 0.0
@@ -60,6 +61,7 @@ class Prober:
         self._health = health
         self._proofs: dict[str, Proof] = {}
         self._configs: dict[str, dict[str, Any]] = {}
+        self._ready: dict[str, int] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopped = False
@@ -92,6 +94,13 @@ class Prober:
         with self._lock:
             return time.monotonic() - self._healthy_at_s
 
+    def public(self) -> dict[str, tuple[dict[str, Any], int]]:
+        """The public models that Triton serves: name -> configuration and newest version that is ready."""
+        with self._lock:
+            return {
+                name: (proof.config, proof.version) for name, proof in self._proofs.items() if proof.version
+            }
+
     def _run(self) -> None:
         while not self._stopped:
             self._wake.wait(LOOK_EVERY_S)
@@ -123,18 +132,21 @@ class Prober:
 
     def _read_index(self) -> None:
         rows = self._api.index()
-        ready = {row["name"] for row in rows if row.get("state") == "READY"}
+        ready: dict[str, int] = {}
+        for row in rows:
+            if row.get("state") == "READY":
+                ready[row["name"]] = max(ready.get(row["name"], 0), int(row.get("version", 0)))
         listed = {row["name"]: f"{row.get('state', '')} {row.get('reason', '')}".strip() for row in rows}
-        if time.monotonic() - self._configs_at_s >= CONFIGS_EVERY_S or ready - set(self._configs):
+        if time.monotonic() - self._configs_at_s >= CONFIGS_EVERY_S or ready != self._ready:
             self._configs = {name: self._api.config(name) for name in ready}
-            self._configs_at_s = time.monotonic()
+            self._configs_at_s, self._ready = time.monotonic(), ready
         with self._lock:
             for name in set(self._proofs) - set(listed):
                 del self._proofs[name]  # it is gone from the repository: nobody expects it
             for name, proof in self._proofs.items():
                 proof.absent_looks = 0 if name in ready else proof.absent_looks + 1
                 proof.absence = listed[name]
-            for name in ready & set(self._configs):
+            for name in set(ready) & set(self._configs):
                 config = self._configs[name]
                 if not synthetic.is_public(config):
                     self._proofs.pop(name, None)
@@ -142,6 +154,8 @@ class Prober:
                     self._proofs[name] = Proof(config)
                 elif self._proofs[name].config != config:  # another release: its answers are its own
                     self._proofs[name].config, self._proofs[name].reference = config, None
+                if name in self._proofs:
+                    self._proofs[name].version = ready[name]
 
     def _read_successes(self, name: str, proof: Proof) -> None:
         successes = self._api.successes(name)

@@ -51,6 +51,18 @@ def processes_of(instance_id: str) -> list[int]:
     return found
 
 
+def memory_bytes(instance_id: str) -> int | None:
+    """Proportional memory (proc(5), `smaps_rollup`: Pss) of the instance's processes; None where it cannot be read."""
+    total_kb = 0
+    for pid in processes_of(instance_id):
+        try:
+            with open(f"/proc/{pid}/smaps_rollup") as lines:
+                total_kb += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        except (OSError, ValueError):
+            continue
+    return total_kb * 1024 or None
+
+
 def shared_memory_of(instance_id: str) -> list[Path]:
     """Shared-memory regions of the instance."""
     return sorted(SHARED_MEMORY.glob(shared_memory_prefix(instance_id) + "*"))

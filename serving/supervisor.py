@@ -22,6 +22,7 @@ from serving.guarded_server import GuardedServer, Plan, log_tail
 from serving.health import Health, now_utc
 from serving.probes import Prober
 from serving.replacement import StubKeeper
+from serving.supervisor_metrics import SupervisorMetrics
 from serving.triton_http import Refused, TritonHttp
 
 TICK_S = 0.2
@@ -46,12 +47,18 @@ class Supervisor:
     """Runs the server of one plan, from its first start until `stop`."""
 
     def __init__(
-        self, plan: Plan, health: Health, timeout_s: float, write_status: Callable[[str], None]
+        self,
+        plan: Plan,
+        health: Health,
+        timeout_s: float,
+        write_status: Callable[[str], None],
+        metrics: SupervisorMetrics | None = None,
     ) -> None:
         self.plan = plan
         self.health = health
         self.timeout_s = timeout_s
         self._write_status = write_status
+        self._metrics = metrics
         self._status = "starting"
         self._server: GuardedServer | None = None
         self._proven = False
@@ -113,6 +120,8 @@ class Supervisor:
                 if prober.unproven_s() > HUNG_S:
                     return f"not proven for {HUNG_S:.0f} s: {self.health.reason}"
                 self._tell()
+                if self._metrics:
+                    self._metrics.look(prober.public())
                 if self.health.ready:
                     on_ready()
                     on_ready = _nothing

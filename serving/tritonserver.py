@@ -18,6 +18,7 @@ PROOF_MODELS = PACKAGE / "proof_models"
 CONTAINER_ROOT = Path("/opt/tritonserver")
 ADMIN_HEADER = "clotline-admin"
 ADMIN_METADATA = f"triton-grpc-protocol-{ADMIN_HEADER}"  # the same over gRPC
+SUMMARY_QUANTILES = "0.5:0.02,0.95:0.005,0.99:0.001"  # quantile:error, of the last minute (docs/metrics.md)
 RESTRICTED_APIS = ("model-repository", "shared-memory", "trace", "logging", "statistics")
 
 
@@ -253,5 +254,7 @@ def command_line(
         *security.arguments(admin_token),
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix(instance_id)}",
         "--model-load-thread-count=8",
+        "--metrics-config=summary_latencies=true",
+        f"--metrics-config=summary_quantiles={SUMMARY_QUANTILES}",
         *extra,
     ]

@@ -17,7 +17,7 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from serving.instances import InstanceState
-from serving.processes import processes_of
+from serving.processes import memory_bytes
 from serving.releases.errors import ServerRefused
 from serving.tritonserver import ADMIN_HEADER, ADMIN_METADATA
 from slides.model_metrics import PROBE_ID
@@ -134,14 +134,8 @@ class Server:
 
     def memory_mb(self) -> float | None:
         """Proportional memory of all its processes, MB; None where it cannot be read."""
-        total_kb = 0
-        for pid in processes_of(self._instance_id):
-            try:
-                with open(f"/proc/{pid}/smaps_rollup") as lines:
-                    total_kb += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-            except (OSError, ValueError):
-                continue
-        return round(total_kb / 1024, 1) if total_kb else None
+        found = memory_bytes(self._instance_id)
+        return found and round(found / 2**20, 1)
 
     def _control(self, what: str, call: Any, *arguments: str, **options: Any) -> Any:
         return self._ask(what, lambda: call(*arguments, headers=self._admin, **options, **self._limit))
