@@ -1,0 +1,22 @@
+"""What a server that is to be started on a live directory serves: what it served, or the Release that it begins with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from serving.releases.live import describe
+from serving.releases.preparing import prepare
+
+
+def serves(live: Path) -> str | None:
+    """`release_id` of what a live directory serves, None where it is new or empty."""
+    serving = describe(live.resolve())["serving"]
+    return str(serving["release_id"]) if serving else None
+
+
+def bring_in(live: Path, release: Path | None) -> None:
+    """Make a live directory ready for a start; `release` goes into one that is new or empty, others keep what they serve.
+
+    Raises serving.releases.errors.NotLive where there is nothing to serve, BadRelease where `release` is none.
+    """
+    prepare(live, None if serves(live) else release)
