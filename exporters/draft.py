@@ -13,6 +13,7 @@ from exporters.exported_format import REFUSED, ExportedFormat, exported_format, 
 from exporters.formats.interface import Artifact, ServedFormat
 from exporters.parity import Parity
 from exporters.publication import Publication
+from exporters.reference_profile import parameter_of
 from exporters.serving_options import ServingOptions
 from exporters.target_repository import next_version, read_config, refuse_to_strand, stage_preprocess
 from exporters.triton_config import (
@@ -27,6 +28,7 @@ from exporters.triton_config import (
     to_text,
 )
 from training.checkpoint import Checkpoint
+from training.reference_profile import ReferenceProfile
 
 __all__ = ["REFUSED", "Draft", "ExportedFormat", "ServingOptions", "exported_format", "refused_format"]
 
@@ -50,8 +52,10 @@ class Draft:
         options: ServingOptions,
         publication: Publication,
         formats: Sequence[ServedFormat],
+        reference: ReferenceProfile | None = None,
     ) -> None:
         self.repository = repository
+        self._reference = reference
         self.options = options
         self.publication = publication
         self.spec = checkpoint.spec
@@ -99,13 +103,14 @@ class Draft:
         if acceptance.reasons:
             parameters["clotline_unproven"] = "; ".join(acceptance.reasons)
         for name in classifiers:
+            watched = parameter_of(self._reference, "tiles", with_appearance=name == CLASSIFIER_MODEL)
             config = classifier_config(
                 name,
                 network=network,
                 tensors=fmt.tensors,
                 network_version=self.version,
                 preprocess_version=self.preprocess_version,
-                parameters=parameters,
+                parameters={**parameters, **watched},
             )
             self._stage_model(config)
             # Triton wants the version directory of an ensemble to exist; copies to where empty directories

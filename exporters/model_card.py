@@ -6,12 +6,14 @@ Hugging Face's names of them (https://huggingface.co/docs/hub/model-card-annotat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 
-from exporters.release_manifest import Manifest
+from exporters.release_manifest import REFERENCE_PLOT, Manifest
+from training.reference_profile import ReferenceProfile
 
 _TEMPLATE = "model_card.md.j2"
 _FIRST = ("tile_classifier", "slide_classifier")
@@ -59,7 +61,9 @@ def render(manifest: Manifest) -> str:
         formats=formats,
         listed={name: entry for name, entry in formats.items() if not entry.classifiers},
         unserved=unserved,
-        plots=sorted(path for path in manifest.files if path.startswith("plots/")),
+        plots=sorted(path for path in manifest.files if path.startswith("plots/") and path != REFERENCE_PLOT),
+        reference=_reference(manifest.reference),
+        reference_plot=REFERENCE_PLOT if REFERENCE_PLOT in manifest.files else None,
         worst=_worst,
     )
 
@@ -79,6 +83,40 @@ def _pretrained(manifest: Manifest) -> dict[str, Any]:
 
 def _meaning(name: str) -> str:
     return next((text for ending, text in _MEANING.items() if name.endswith(ending)), "")
+
+
+def _reference(profile: ReferenceProfile | None) -> list[tuple[str, str, int, int]]:
+    """What, how it is distributed, how many, of how many patients."""
+    if profile is None:
+        return []
+    rows = []
+    for name, answers in (("tiles", profile.tiles), ("slides", profile.slides)):
+        if answers is not None:
+            size = (answers.count, answers.patients)
+            shares = ", ".join(
+                f"{label} {sum(counts) / answers.count:.1%}"
+                for label, counts in sorted(answers.confidence.items())
+            )
+            together = [sum(column) for column in zip(*answers.confidence.values(), strict=True)]
+            rows.append((f"class of {name}", shares, *size))
+            rows.append((f"confidence of {name}", _quantiles(together, profile.confidence_edges), *size))
+    if profile.appearance is not None:
+        size = (profile.appearance.count, profile.appearance.patients)
+        rows += [
+            (name.replace("_", " "), _quantiles(counts, profile.appearance_edges[name]), *size)
+            for name, counts in sorted(profile.appearance.statistics.items())
+        ]
+    return rows
+
+
+def _quantiles(counts: Sequence[int], edges: Sequence[float]) -> str:
+    """Upper edges of the buckets that hold the 10th, 50th and 90th percentile."""
+    reached = list(itertools.accumulate(counts))
+    found = (
+        next(place for place, held in enumerate(reached) if held >= q * reached[-1]) for q in (0.1, 0.5, 0.9)
+    )
+    told = [f"{edges[place]:g}" if place < len(edges) else f"> {edges[-1]:g}" for place in found]
+    return " / ".join(told)
 
 
 def _worst(parity: Any) -> dict[str, Any]:

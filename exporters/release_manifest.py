@@ -20,12 +20,14 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from exporters.errors import ReleaseError, ReleaseVersionError
+from training.reference_profile import ReferenceProfile
 
 FORMAT = "clotline.release"
 VERSION = 2
 MANIFEST_NAME = "release.json"
 CARD_NAME = "MODEL_CARD.md"
 MODELS, GOLDEN, PLOTS = "models", "golden", "plots"
+REFERENCE_PLOT = f"{PLOTS}/reference_profile.png"
 
 Sha256 = Annotated[str, pydantic.StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$")]
@@ -121,6 +123,7 @@ class Manifest(_Model):
     versions: dict[str, str]
     onnx: dict[str, int] | None
     tolerances: dict[str, dict[str, Any]]
+    reference: ReferenceProfile | None = None
     machine: dict[str, Any]
     created_utc: str
     files: dict[str, FileEntry]

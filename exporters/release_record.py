@@ -10,7 +10,7 @@ from typing import Any
 
 from exporters import build_environment
 from exporters.exported_format import REFUSED, ExportedFormat
-from exporters.release_manifest import PLOTS, FileEntry, FormatEntry, Manifest, release_id
+from exporters.release_manifest import PLOTS, REFERENCE_PLOT, FileEntry, FormatEntry, Manifest, release_id
 from exporters.staging import Staging
 from exporters.tolerances import TOLERANCES
 
@@ -70,8 +70,11 @@ def plots(staging: Staging, formats: Mapping[str, Any]) -> dict[str, bytes]:
     """Path below the release -> PNG."""
     from exporters.layer_errors import layer_errors, layers_plot
     from exporters.plots import speed_accuracy
+    from exporters.reference_plot import reference_plot
 
     drawn = {f"{PLOTS}/speed_accuracy.png": speed_accuracy(formats, title=_title(staging))}
+    if staging.reference is not None:
+        drawn[REFERENCE_PLOT] = reference_plot(staging.reference, title="What drift is measured against")
     for name, (fp32, int8, tiles_NHWC) in staging.layer_sources.items():
         errors = layer_errors(fp32, int8, tiles_NHWC)
         title = f"{name} against FP32, layer by layer"
@@ -112,6 +115,7 @@ def manifest_of(
                 "tolerances": {
                     entry["precision"]: TOLERANCES[entry["precision"]] for entry in formats.values()
                 },
+                "reference": None if staging.reference is None else staging.reference.as_dict(),
                 "machine": build_environment.machine(),
                 "created_utc": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
                 "files": {path: entry.model_dump() for path, entry in files.items()},

@@ -48,6 +48,7 @@ class SlideStaging(Staging):
         self.spec = self._draft.spec
         self.golden = self._draft.golden
         self.layer_sources = self._draft.layer_sources
+        self.reference = self._draft.profile
         size_px = self.spec.input_size_px
         refuse_to_strand(repository, set(self._draft.models), size_px, request.options.max_batch)
         stage_preprocess(publication, repository, size_px, request.options)

@@ -15,6 +15,7 @@ from exporters.formats.interface import OnnxTarget, ServedFormat
 from exporters.publication import Publication
 from exporters.serving_options import ServingOptions
 from slides.spec import ModelSpec
+from training.reference_profile import ReferenceProfile
 
 LayerSource = tuple[bytes, bytes, np.ndarray]
 """FP32 ONNX, INT8 ONNX of the same network, tiles uint8 [N, S, S, 3]: what a plot of errors by layer needs."""
@@ -63,6 +64,7 @@ class Staging(ABC):
         formats: by name, in the order asked for.
         golden: path below golden/ -> content.
         layer_sources: format -> what a plot of its errors by layer needs.
+        reference: what drift is measured against; None where no tile of a known patient was at hand.
     """
 
     kind: str
@@ -71,6 +73,7 @@ class Staging(ABC):
     formats: dict[str, ExportedFormat]
     golden: Mapping[str, bytes]
     layer_sources: Mapping[str, LayerSource]
+    reference: ReferenceProfile | None
 
     @abstractmethod
     def prove_served(self, publication: Publication, announce: Callable[[str], object]) -> None:

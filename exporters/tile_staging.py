@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from exporters import reference_profile
 from exporters.acceptance import ACCEPTED, UNPROVEN
 from exporters.checkpoint_entry import checkpoint_entry, pretrained_entry
 from exporters.comparison_tiles import calibration_tiles, comparison_tiles
@@ -42,7 +43,12 @@ class TileStaging(Staging):
         self.spec = checkpoint.spec
         self._tiles = comparison_tiles(checkpoint, request.tiles_source)
         self._expected = reference_answer(checkpoint.model, self._tiles.tiles_NHWC)
-        self._draft = Draft(repository, checkpoint, request.options, publication, request.formats)
+        self.reference = reference_profile.of_manifest(checkpoint.manifest) or reference_profile.of_tiles(
+            self._tiles, self._expected.probabilities, golden=request.tiles_source is None
+        )
+        self._draft = Draft(
+            repository, checkpoint, request.options, publication, request.formats, self.reference
+        )
         self.version = self._draft.version
         self.formats: dict[str, ExportedFormat] = {}
         self._slides: SlideDraft | None = None
@@ -125,6 +131,7 @@ class TileStaging(Staging):
             self._request.options,
             version=self.version,
             onnx_target=self._request.onnx_target,
+            profile=self.reference,
             announce=self._announce,
         )
         for path, content in self._slides.files.items():

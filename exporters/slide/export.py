@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from exporters import reference_profile
 from exporters.acceptance import UNPROVEN
 from exporters.checkpoint_entry import pretrained_entry
 from exporters.errors import FormatError, GraphError, ParityError
@@ -34,6 +35,7 @@ from exporters.triton_config import (
 )
 from slides.spec import ModelSpec
 from training.checkpoint import Checkpoint
+from training.reference_profile import ReferenceProfile
 
 __all__ = ["SlideDraft", "check_slides_on", "draft_mean", "draft_slides", "kind_of"]
 
@@ -59,6 +61,7 @@ class SlideDraft:
         golden: path below golden/ -> content; empty for kind "tile", whose tiles are golden themselves.
         layer_sources: format -> FP32 ONNX, INT8 ONNX and tiles of an INT8 encoder that is not accepted.
         source, expected: what answers of a server are compared with.
+        profile: what drift is measured against.
     """
 
     kind: str
@@ -76,6 +79,7 @@ class SlideDraft:
     layer_sources: Mapping[str, LayerSource]
     source: SlideSource
     expected: Reference
+    profile: ReferenceProfile | None
 
 
 def draft_slides(
@@ -123,7 +127,12 @@ def draft_slides(
         )
     announce("asking PyTorch about the bags")
     expected = reference(read, comparison_bags(read, bags_source))
-    drafting = _Drafting(read, expected, options, version, onnx_target or OnnxTarget(), announce)
+    profile = reference_profile.of_manifest(read.manifests[0]) if len(read.members) == 1 else None
+    profile = profile or reference_profile.of_bags(
+        expected, read.spec.class_names, golden=bags_source is None
+    )
+    target = onnx_target or OnnxTarget()
+    drafting = _Drafting(read, expected, options, version, target, announce, profile)
     with EncoderGate(
         read,
         drafting.head,
@@ -132,7 +141,7 @@ def draft_slides(
         calibration_NHWC=calibration_of(read, calibration_source)
         if calibration_source and calibrated
         else None,
-        target=onnx_target or OnnxTarget(),
+        target=target,
         announce=announce,
     ) as gate:
         for fmt in formats:
@@ -171,6 +180,7 @@ def draft_mean(
     *,
     version: int = 1,
     onnx_target: OnnxTarget | None = None,
+    profile: ReferenceProfile | None = None,
     announce: Callable[[str], object] = lambda text: None,
 ) -> SlideDraft:
     """`slide_classifier` of a tile checkpoint: the mean of its tile classifier's probabilities, attention 1/T.
@@ -179,6 +189,7 @@ def draft_mean(
         checkpoint: of tiles; its tile classifiers are proven and written by the caller.
         classifiers: format -> the tile classifier that answers with it, in order; `slide_classifier` asks the first.
         version: of all models, the tile classifiers too.
+        profile: what drift is measured against.
 
     Raises:
         GraphError, GoldenTilesError, ParityError: see `exporters.errors`.
@@ -186,7 +197,7 @@ def draft_mean(
     read = of_member(of_tile_checkpoint(checkpoint), checkpoint.manifest)
     announce("asking PyTorch about the slides")
     expected = reference(read, comparison_bags(read, None))
-    drafting = _Drafting(read, expected, options, version, onnx_target or OnnxTarget(), announce)
+    drafting = _Drafting(read, expected, options, version, onnx_target or OnnxTarget(), announce, profile)
     for format_name, classifier in classifiers.items():
         name = classifier.replace(CLASSIFIER_MODEL, SLIDE_MODEL, 1)
         drafting.add_classifier(
@@ -206,8 +217,10 @@ class _Drafting:
         version: int,
         target: OnnxTarget,
         announce: Callable[[str], object],
+        profile: ReferenceProfile | None,
     ) -> None:
         self.source, self.expected, self.options, self.version = source, expected, options, version
+        self.profile = profile
         announce("the head: building")
         content = head_onnx([member.head for member in source.members], source.definition, target)
         self.head: HeadRunner = open_head(content)
@@ -299,6 +312,7 @@ class _Drafting:
             version=self.version,
             max_batch=self.options.max_batch,
             unproven=unproven,
+            profile=self.profile,
         )
         self.models.append(name)
         self.classifiers[name] = {"format": format_name, "parts": {**parts, "head": HEAD_MODEL}}
@@ -321,6 +335,7 @@ class _Drafting:
             layer_sources=layers,
             source=self.source,
             expected=self.expected,
+            profile=self.profile,
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.errors import RepositoryError
+from exporters.reference_profile import parameter_of
 from exporters.slide.combination import MEMBERS
 from exporters.slide.head import HEAD_OUTPUTS, embedding_names
 from exporters.slide.source import SlideSource
@@ -22,6 +23,7 @@ from exporters.triton_config import (
     slide_classifier_config,
     to_text,
 )
+from training.reference_profile import ReferenceProfile
 
 RELEASE_OUTPUT = "release"
 SLIDES_AT_ONCE = 4
@@ -59,6 +61,7 @@ def slide_classifier_files(
     version: int,
     max_batch: int,
     unproven: Sequence[str] = (),
+    profile: ReferenceProfile | None = None,
 ) -> dict[str, bytes]:
     """A public slide model: path below models/ -> content.
 
@@ -69,6 +72,7 @@ def slide_classifier_files(
         version: of this model and its parts.
         max_batch: most tiles that the embedder takes in one request.
         unproven: why this machine could not prove it.
+        profile: what its drift is measured against; what tiles look like is told by a tile classifier where there is one.
 
     Raises:
         RepositoryError: the hand-written model is not in this checkout.
@@ -85,6 +89,7 @@ def slide_classifier_files(
         "max_bag_bytes": str(MAX_BAG_BYTES),
         "tiles_a_request": str(min(TILES_A_REQUEST, max_batch)),
         "requests_in_flight": str(REQUESTS_IN_FLIGHT),
+        **parameter_of(profile, "slides", with_appearance=name == SLIDE_MODEL and source.kind != "tile"),
     }
     if source.bag.tiles:
         parameters["clotline_bag"] = _compact({"tiles": source.bag.tiles, "choice": source.bag.choice})
