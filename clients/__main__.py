@@ -1,9 +1,12 @@
 """python -m clients predict SLIDE... --url localhost:8000 [--json] [--heatmap-dir DIR] [--labels train.csv]
 python -m clients classify TILE... --url localhost:8000 [--json]
+python -m clients predict SLIDE... --url https://gateway:8443 --ca ca.pem --api-key-file FILE
 
 `predict` takes whole slides: finds tissue, sends tiles to the server, averages to slides and patients. With `--model
 slide_classifier` the server answers for the slide itself, with attention a tile and uncertainty.
 `classify` takes images that are tiles themselves (JPEG, PNG).
+
+A gateway wants an API key: in a file, or in the environment variable CLOTLINE_API_KEY.
 
 Prints tables (or, with --json, one JSON document a slide or tile) and, as the last line, one JSON document
 with everything. What cannot be predicted is reported, the rest goes on, and the exit code is 1.
@@ -22,7 +25,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from clients.access import api_key_from
 from clients.errors import (
+    AccessError,
     AddressError,
     AnswerError,
     ClientError,
@@ -55,9 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             timeout_s=options.timeout_s,
             concurrency=options.concurrency,
             batch=options.batch,
+            api_key=api_key_from(options.api_key_file),
+            ca=options.ca,
+            certificate=options.certificate,
+            certificate_key=options.certificate_key,
         ) as client:
             return options.run(client, options)
-    except (AddressError, LabelsError) as error:
+    except (AddressError, AccessError, LabelsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ClientError as error:
@@ -98,6 +107,17 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument(
         "--batch", type=_whole_number_above_0, help="tiles a request (default: what the model takes at most)"
     )
+    shared.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="file with the API key for a gateway (default: the environment variable CLOTLINE_API_KEY)",
+    )
+    shared.add_argument(
+        "--ca", type=Path, metavar="PEM", help="authority of the server's certificate (default: the system's)"
+    )
+    shared.add_argument("--certificate", type=Path, metavar="PEM", help="of this client, for mutual TLS")
+    shared.add_argument("--certificate-key", type=Path, metavar="PEM", help="private key of --certificate")
 
     predict = commands.add_parser(
         "predict", parents=[shared], help="whole slides", description="Predict whole slides."

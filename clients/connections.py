@@ -11,8 +11,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from clients.access import NO_ACCESS, Access
 from clients.address import Address
-from clients.errors import RETRIED, ClosedError, DeadlineExceeded
+from clients.errors import RETRIED, ClientError, ClosedError, DeadlineExceeded, ServerBusy
 from clients.transport import Transport, open_transport
 
 FIRST_PAUSE_S = 0.1
@@ -60,21 +61,32 @@ def call_with_patience(call: Call[T], transport: Transport, patience: Patience) 
             )
         try:
             return call(transport, left_s)
-        except RETRIED:
+        except RETRIED as error:
             left_s = patience.timeout_s - (time.monotonic() - started_s)
-            if attempt == patience.retries or left_s <= pause_s:
+            now_s = _pause_s(pause_s, error)
+            if attempt == patience.retries or left_s <= now_s:
                 raise
-        # Jitter, so that many clients do not come back at the same moment.
-        time.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
+        time.sleep(now_s)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _pause_s(pause_s: float, error: ClientError) -> float:
+    """Seconds to wait, with jitter, so that many clients do not come back at the same moment; not less than the server
+    asks for."""
+    jitter = random.uniform(0.5, 1.0)  # noqa: S311 (no secret)
+    asked_s = error.retry_after_s if isinstance(error, ServerBusy) else None
+    return max(pause_s * jitter, asked_s * (0.5 + jitter) if asked_s else 0.0)
 
 
 class Connections:
     """`size` threads that each own one transport. Thread-safe: any thread may submit."""
 
-    def __init__(self, address: Address, *, size: int, patience: Patience) -> None:
+    def __init__(
+        self, address: Address, *, size: int, patience: Patience, access: Access = NO_ACCESS
+    ) -> None:
         self._address = address
+        self._access = access
         self._patience = patience
         self._size = size
         self._threads: list[threading.Thread] = []
@@ -120,7 +132,7 @@ class Connections:
             thread.join(max(0.0, give_up_s - time.monotonic()))
 
     def _serve(self) -> None:
-        transport = open_transport(self._address)
+        transport = open_transport(self._address, self._access)
         try:
             while (entry := self._calls.get()) is not None:
                 future, call = entry

@@ -2,6 +2,8 @@
 
     ClientError
      +- AddressError          a URL that names no server (also a ValueError)
+     +- AccessError           an API key or certificate that cannot be used (also a ValueError)
+     +- AccessRefused         the server wants an API key, another one, or does not offer what was asked
      +- ServerUnreachable     no connection, or one that broke; tried again, in vain
      +- ServerBusy            the server is there but takes no more just now; tried again, in vain
      +- DeadlineExceeded      no answer within `timeout_s`
@@ -37,12 +39,30 @@ class AddressError(ClientError, ValueError):
     """A URL that names no server."""
 
 
+class AccessError(ClientError, ValueError):
+    """An API key or certificate that cannot be used."""
+
+
+class AccessRefused(ClientError):
+    """The server, or the gateway before it, does not let this client do this."""
+
+
 class ServerUnreachable(ClientError):
     """No connection to the server, or one that broke before the answer was complete."""
 
 
 class ServerBusy(ClientError):
-    """The server (or the gateway before it) takes no more requests just now."""
+    """The server (or the gateway before it) takes no more requests just now.
+
+    Attributes:
+        retry_after_s: seconds after which it may be asked again, as it says itself; None if it says nothing.
+    """
+
+    def __init__(
+        self, message: str, *, status: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message, status=status)
 
 
 class DeadlineExceeded(ClientError):

@@ -18,6 +18,7 @@ from typing import TypedDict, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.access import Access, api_key_from
 from clients.address import parse_address
 from clients.answers import (
     BAGS,
@@ -71,10 +72,16 @@ class SlideClient:
         timeout_s: deadline of one request, its retries included.
         concurrency: requests under way at once, each on a connection and thread of its own.
         batch: tiles a request; at most (and by default) what the model takes.
-        retries: further attempts after a broken connection or a busy server, with growing pauses.
+        retries: further attempts after a broken connection or a busy server, with growing pauses; not sooner than the
+            server asks for.
+        api_key: for a gateway that wants one; by default that of the environment variable CLOTLINE_API_KEY, if it is set.
+            Sent over TLS, or to this machine, only.
+        ca: PEM file with the authority that signed the server's certificate; by default those that the system trusts.
+        certificate, certificate_key: PEM files of this client, where the server asks for them (mutual TLS).
 
     Raises:
         AddressError: a URL that names no server.
+        AccessError: a key or certificate that cannot be used.
         ValueError: an impossible number.
     """
 
@@ -87,6 +94,10 @@ class SlideClient:
         concurrency: int = 2,
         batch: int | None = None,
         retries: int = 3,
+        api_key: str | None = None,
+        ca: Path | str | None = None,
+        certificate: Path | str | None = None,
+        certificate_key: Path | str | None = None,
     ) -> None:
         for name, value in (("concurrency", concurrency), ("batch", batch)):
             if value is not None and value < 1:
@@ -96,7 +107,12 @@ class SlideClient:
         self._concurrency = concurrency
         self._batch = batch
         self._card: ModelCard | None = None
-        self._connections = Connections(self.address, size=concurrency, patience=Patience(timeout_s, retries))
+        files = [None if path is None else Path(path) for path in (ca, certificate, certificate_key)]
+        access = Access(api_key_from(None) if api_key is None else api_key, *files)
+        access.check(self.address)
+        self._connections = Connections(
+            self.address, size=concurrency, patience=Patience(timeout_s, retries), access=access
+        )
 
     def __enter__(self) -> SlideClient:
         return self

@@ -11,14 +11,17 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.access import NO_ACCESS, Access
 from clients.address import Address
 from clients.answers import TILES, Question
 from clients.errors import (
+    AccessRefused,
     ClientError,
     DeadlineExceeded,
     ModelNotReady,
@@ -31,10 +34,9 @@ from clients.errors import (
 CONNECT_TIMEOUT_S = 5.0
 MAX_MESSAGE_BYTES = 2**31 - 1  # gRPC's own bound; Triton's HTTP server takes 64 MiB a request by default
 _BUSY = {"429", "502", "503", "504", "UNAVAILABLE"}
+_NO_ACCESS = {"401", "403", "UNAUTHENTICATED", "PERMISSION_DENIED"}
 _REFUSED = {
     "INVALID_ARGUMENT",
-    "UNAUTHENTICATED",
-    "PERMISSION_DENIED",
     "UNIMPLEMENTED",
     "RESOURCE_EXHAUSTED",
     "FAILED_PRECONDITION",
@@ -42,6 +44,9 @@ _REFUSED = {
     "OUT_OF_RANGE",
 }
 _NOT_READY = re.compile(r"unknown model|is not ready|not at ready state|no available versions", re.IGNORECASE)
+# The gateway's words (docker/nginx); tritonclient keeps the text of an error and drops its headers.
+_RATE_LIMIT = "too many requests"
+_AGAIN_IN = re.compile(r"again in (\d{1,4}) s\b")
 _NO_CONNECTION = re.compile(
     r"failed to connect|connection (refused|reset)|socket closed|GOAWAY|DNS|broken pipe", re.IGNORECASE
 )
@@ -70,9 +75,9 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
-def open_transport(address: Address) -> Transport:
+def open_transport(address: Address, access: Access = NO_ACCESS) -> Transport:
     """A transport for the calling thread; connects on the first call."""
-    return HttpTransport(address) if address.protocol == "http" else GrpcTransport(address)
+    return HttpTransport(address, access) if address.protocol == "http" else GrpcTransport(address, access)
 
 
 def error_of(message: str, status: str | None, *, model: str, address: Address) -> ClientError:
@@ -88,6 +93,8 @@ def error_of(message: str, status: str | None, *, model: str, address: Address) 
     """
     code = (status or "").removeprefix("StatusCode.")
     where = f"{address}, model {model!r}"
+    if code in _NO_ACCESS:
+        return AccessRefused(f"{where}: no access: {message}", status=status)
     if code in ("404", "NOT_FOUND") or _NOT_READY.search(message):
         return ModelNotReady(
             f"{where}: {message}; is the name as in the server's repository, and did the model load? (The "
@@ -100,9 +107,12 @@ def error_of(message: str, status: str | None, *, model: str, address: Address) 
         )
     if code == "UNAVAILABLE" and _NO_CONNECTION.search(message):
         return unreachable(address, message, status=status)
-    if code in _BUSY:
+    if code in _BUSY or (code == "RESOURCE_EXHAUSTED" and _RATE_LIMIT in message):
+        again = _AGAIN_IN.search(message)
         return ServerBusy(
-            f"{where}: busy: {message}; try again later or with less concurrency", status=status
+            f"{where}: busy: {message}; try again later or with less concurrency",
+            status=status,
+            retry_after_s=float(again[1]) if again else None,
         )
     if not code or code in _REFUSED or re.fullmatch("4..", code):
         return RequestRefused(f"{where}: refused: {message}", status=status)
@@ -116,6 +126,12 @@ def unreachable(address: Address, reason: object, *, status: str | None = None) 
         if address.protocol == "http"
         else "HTTP address, http://host:8000"
     )
+    if re.search(r"certificate|CERTIFICATE", str(reason)):
+        return ServerUnreachable(
+            f"{address}: no TLS connection ({reason}). A server whose certificate comes from an authority of its own needs "
+            "that one: ca=... or --ca FILE; one that asks for a certificate of yours: certificate=... or --certificate.",
+            status=status,
+        )
     return ServerUnreachable(
         f"{address}: no connection ({reason}). Is the server up (`python -m serving status`), is the port "
         f"right, or is this the port of the other protocol (a {other})?",
@@ -132,19 +148,30 @@ def _tile_array(tiles: Sequence[bytes]) -> NDArray[np.object_]:
     return tiles_N1
 
 
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
 class HttpTransport:
     """tritonclient.http with a deadline over the whole call, which it has not by itself."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, access: Access = NO_ACCESS) -> None:
         self._address = address
+        self._access = access
+        self._headers = access.headers
         self._client: Any = None
 
     def model_versions(self, model: str, timeout_s: float) -> list[str]:
-        metadata = self._call(model, timeout_s, lambda client: client.get_model_metadata(model))
+        metadata = self._call(
+            model, timeout_s, lambda client: client.get_model_metadata(model, headers=self._headers)
+        )
         return [str(version) for version in metadata.get("versions", [])]
 
     def model_config(self, model: str, version: str, timeout_s: float) -> dict[str, Any]:
-        return dict(self._call(model, timeout_s, lambda client: client.get_model_config(model, version)))
+        ask = self._call(
+            model, timeout_s, lambda c: c.get_model_config(model, version, headers=self._headers)
+        )
+        return dict(ask)
 
     def infer(
         self, model: str, tiles: Sequence[bytes], timeout_s: float, question: Question = TILES
@@ -154,7 +181,11 @@ class HttpTransport:
         tensor = triton.InferInput(question.input, question.shape(len(tiles)), "BYTES")
         tensor.set_data_from_numpy(_tile_array(tiles).reshape(question.shape(len(tiles))))
         wanted = [triton.InferRequestedOutput(name) for name in question.outputs]
-        result = self._call(model, timeout_s, lambda client: client.infer(model, [tensor], outputs=wanted))
+        result = self._call(
+            model,
+            timeout_s,
+            lambda client: client.infer(model, [tensor], outputs=wanted, headers=self._headers),
+        )
         version = str(result.get_response().get("model_version", ""))
         return RawAnswer({name: result.as_numpy(name) for name in question.outputs}, version)
 
@@ -181,7 +212,9 @@ class HttpTransport:
                 connection_timeout=CONNECT_TIMEOUT_S,
                 network_timeout=None,
                 ssl=self._address.secure,
-                ssl_context_factory=gevent.ssl.create_default_context if self._address.secure else None,
+                ssl_context_factory=(lambda: self._access.tls_context(gevent.ssl))
+                if self._address.secure
+                else None,
             )
         try:
             with gevent.Timeout(timeout_s):
@@ -209,14 +242,16 @@ class HttpTransport:
 class GrpcTransport:
     """tritonclient.grpc with a deadline on every call, which it has not by default."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, access: Access = NO_ACCESS) -> None:
         self._address = address
+        self._access = access
+        self._headers = access.headers
         self._client: Any = None
 
     def model_versions(self, model: str, timeout_s: float) -> list[str]:
         ask = self._connected().get_model_metadata
         try:
-            metadata = ask(model, as_json=True, client_timeout=timeout_s)
+            metadata = ask(model, as_json=True, client_timeout=timeout_s, headers=self._headers)
         except Exception as error:
             self._raise(error, model)
         return [str(version) for version in metadata.get("versions", [])]
@@ -224,7 +259,8 @@ class GrpcTransport:
     def model_config(self, model: str, version: str, timeout_s: float) -> dict[str, Any]:
         ask = self._connected().get_model_config
         try:
-            return dict(ask(model, version, as_json=True, client_timeout=timeout_s).get("config", {}))
+            told = ask(model, version, as_json=True, client_timeout=timeout_s, headers=self._headers)
+            return dict(told.get("config", {}))
         except Exception as error:
             self._raise(error, model)
 
@@ -237,7 +273,9 @@ class GrpcTransport:
         tensor.set_data_from_numpy(_tile_array(tiles).reshape(question.shape(len(tiles))))
         wanted = [triton.InferRequestedOutput(name) for name in question.outputs]
         try:
-            result = self._connected().infer(model, [tensor], outputs=wanted, client_timeout=timeout_s)
+            result = self._connected().infer(
+                model, [tensor], outputs=wanted, client_timeout=timeout_s, headers=self._headers
+            )
         except Exception as error:
             self._raise(error, model)
         return RawAnswer(
@@ -265,7 +303,12 @@ class GrpcTransport:
             if self._address.is_loopback:
                 options.append(("grpc.enable_http_proxy", 0))
             self._client = triton.InferenceServerClient(
-                self._address.authority, ssl=self._address.secure, channel_args=options
+                self._address.authority,
+                ssl=self._address.secure,
+                root_certificates=_text(self._access.ca),
+                certificate_chain=_text(self._access.certificate),
+                private_key=_text(self._access.certificate_key),
+                channel_args=options,
             )
         return self._client
 

@@ -1,7 +1,7 @@
 """TLS certificates for a gateway without a public one: an authority of its own, and what it signs.
 
 DIRECTORY/ca.pem, ca.key           the authority; clients trust ca.pem (`--ca`); ca.key is needed for `renew` only
-DIRECTORY/current -> <time>/       server.pem and server.key, which belong together; `renew` makes a directory and moves the link
+DIRECTORY/server.pem, server.key   links into current -> <time>/; `renew` makes a directory and moves the link `current`
 DIRECTORY/clients/NAME.pem, .key   certificates of clients, for mutual TLS
 
 Keys are ECDSA P-256: a handshake costs the gateway a tenth of RSA's. Private keys have mode 0600.
@@ -48,13 +48,13 @@ class CertificateFiles:
 
     @property
     def certificate(self) -> Path:
-        """Of the server, through the link that `renew` moves."""
-        return self.directory / "current" / "server.pem"
+        """Of the server, with its authority's behind it."""
+        return self.directory / "server.pem"
 
     @property
     def key(self) -> Path:
         """Of the server, mode 0600."""
-        return self.directory / "current" / "server.key"
+        return self.directory / "server.key"
 
 
 def make(directory: Path, names: Sequence[str] = DEFAULT_NAMES, days: int = SERVER_DAYS) -> CertificateFiles:
@@ -165,10 +165,9 @@ def _sign_server(files: CertificateFiles, names: Sequence[str], days: int) -> No
     place.mkdir(mode=0o755)
     _write(place / "server.key", key, 0o600)
     _write(place / "server.pem", pem, 0o644)
-    aside = files.directory / ".current.partial"
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(stamp)
-    aside.replace(files.directory / "current")
+    _link(files.directory / "current", stamp)
+    for file in (files.certificate, files.key):
+        _link(file, f"current/{file.name}")
     earlier = sorted(entry for entry in files.directory.glob("2*Z") if entry.is_dir())
     for entry in earlier[:-_KEPT]:
         shutil.rmtree(entry)
@@ -249,6 +248,13 @@ def _is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _link(path: Path, target: str) -> None:
+    aside = path.with_name(f".{path.name}.partial")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(target)
+    aside.replace(path)
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from clients.address import parse_address
 from clients.errors import (
+    AccessRefused,
     ClientError,
     DeadlineExceeded,
     ModelNotReady,
@@ -41,7 +42,9 @@ def silent_port() -> Iterator[int]:
         ("Deadline Exceeded", "StatusCode.DEADLINE_EXCEEDED", DeadlineExceeded),
         ("tile 0 is no image", "400", RequestRefused),
         ("tile 0 is no image", "StatusCode.INVALID_ARGUMENT", RequestRefused),
-        ("unauthorized", "401", RequestRefused),
+        ("unauthorized", "401", AccessRefused),
+        ("not offered", "StatusCode.PERMISSION_DENIED", AccessRefused),
+        ("too many requests a second for this key", "StatusCode.RESOURCE_EXHAUSTED", ServerBusy),
         ("message larger than max", "StatusCode.RESOURCE_EXHAUSTED", RequestRefused),
         ("Stub process is not healthy", "500", ServerFault),
         ("Stub process is not healthy", "StatusCode.INTERNAL", ServerFault),
