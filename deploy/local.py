@@ -31,7 +31,6 @@ from deploy.local_state import (
     processes_of_stack,
     read_stack,
     read_status,
-    remove_run_time,
     stop_stack,
     write_stack,
 )
@@ -65,7 +64,7 @@ def up(order: Order) -> dict[str, Any]:
     that was up is as it was before.
     """
     check_programs()
-    fresh = not order.state.exists()
+    there = set(os.listdir(order.state)) if order.state.is_dir() else set()
     make_state(order.state)
     with holding(order.state):
         stack = read_stack(order.state)
@@ -77,8 +76,7 @@ def up(order: Order) -> dict[str, Any]:
         try:
             return _start(order)
         except BaseException:
-            if fresh:
-                _remove_all_but_logs(order.state)
+            _remove_but(order.state, {*there, "logs"})
             raise
 
 
@@ -286,11 +284,11 @@ def _make_first_key(plan: LocalPlan) -> Path | None:
     return file
 
 
-def _remove_all_but_logs(state: Path) -> None:
-    remove_run_time(state)
-    for name in ("tls", "keys", "data", "lock"):
+def _remove_but(state: Path, kept: set[str]) -> None:
+    """Remove what a failed start has made in the state directory: keys that nobody was told of, data, files to run with."""
+    for name in set(os.listdir(state)) - kept:
         path = state / name
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)

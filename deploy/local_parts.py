@@ -92,7 +92,9 @@ def fetch(url: str, *, ca: str = "", timeout_s: float = ANSWER_S) -> tuple[int, 
     host, port = address.hostname or "", address.port
     if address.scheme == "https":
         context = ssl.create_default_context(cafile=ca or None)
-        connection = http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context)
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            host, port, timeout=timeout_s, context=context
+        )
     else:
         connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
     try:

@@ -169,7 +169,7 @@ class LocalPlan:
 
     def _access_metrics(self) -> Part:
         url = f"http://{LOOPBACK}:{self.ports.gateway_metrics}/metrics"
-        argv = [sys.executable, "-m", "deploy.access_metrics", "--log", str(self.gateway / "access.log")]
+        argv = [sys.executable, "-m", "deploy", "access-metrics", "--log", str(self.gateway / "access.log")]
         argv += [
             "--port",
             str(self.ports.gateway_metrics),
@@ -196,6 +196,9 @@ class LocalPlan:
             ready_url=f"{self.url}/gateway/health",
             ca=str(self.certificate.ca),
             address=self.url,
+            env={
+                "CLOTLINE_LISTEN": f"{self.settings.gateway_host}:{self.ports.gateway}"
+            },  # another one: start anew
             files_sha256=digest(read),
             reload_signal="SIGHUP",
             stop_signal="SIGQUIT",

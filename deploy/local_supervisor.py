@@ -28,7 +28,8 @@ from serving.processes import start_time_ticks
 
 PLAN, STATUS = "plan.json", "status.json"
 TICK_S = 0.1
-LOOK_S = 1.0
+LOOK_S = 0.5
+LOOK_AT_READY_S = 5.0
 STEADY_S = 60.0
 LONGEST_PAUSE_S = 30.0
 KILLED_S = 5.0
@@ -64,6 +65,7 @@ class Running:
     restarts: int = 0
     failures: int = 0
     resume_s: float = 0.0
+    looked_s: float = 0.0
     since: float = field(default_factory=time.time)
 
     @property
@@ -152,7 +154,8 @@ class Supervisor:
                 continue
             if one.dead:
                 self._restart(one, now_s)
-            elif look:
+            elif look and (not one.ready or now_s - one.looked_s >= LOOK_AT_READY_S):
+                one.looked_s = now_s
                 ready = not why_not_ready(one.part)
                 one.since = one.since if ready == one.ready else time.time()
                 one.ready = ready
