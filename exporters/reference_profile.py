@@ -112,7 +112,7 @@ def parameter_of(
 
 
 def joined(counts: Sequence[int], edges: Sequence[float], patients: int) -> list[tuple[str, float]]:
-    """Upper edge (as Triton prints it) and share of each bucket, neighbours joined; only one: no reference.
+    """Upper edge (as serving writes it) and share of each bucket, neighbours joined; only one: no reference.
 
     Of the edges those are kept that are nearest to equal shares, unless a bucket would hold less than half of one.
 
@@ -128,7 +128,7 @@ def joined(counts: Sequence[int], edges: Sequence[float], patients: int) -> list
         place = int(np.abs(reached[:-1] - bucket / buckets).argmin())
         share = float(reached[place]) - before
         if min(share, 1 - reached[place]) >= 0.5 / buckets:
-            found.append((f"{edges[place]:.16g}", round(share, _DIGITS)))
+            found.append((str(edges[place]), round(share, _DIGITS)))
             before = float(reached[place])
     return [*found, ("+Inf", round(1 - before, _DIGITS))]
 
