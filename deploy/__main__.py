@@ -18,6 +18,10 @@ COMMANDS: dict[str, Command] = {
     "keys": Command("deploy.commands.keys", "API keys of the gateway's clients: add, rotate, revoke, list"),
     "certificate": Command("deploy.commands.certificate", "the gateway's TLS certificate: make, renew, show"),
     "access-metrics": Command("deploy.commands.access_metrics", "the gateway's metrics, from its access log"),
+    "dashboards": Command(
+        "deploy.commands.dashboards", "write Grafana's dashboards, or check that they are up to date"
+    ),
+    "preview": Command("deploy.commands.preview", "the dashboards as a page, from a running Prometheus"),
 }
 
 if __name__ == "__main__":

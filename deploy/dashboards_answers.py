@@ -1,0 +1,71 @@
+"""What the models answer, to which inputs, and how far both are from what the release was judged on."""
+
+from __future__ import annotations
+
+from deploy.dashboards import PUBLIC_MODEL, Dashboard, Panel, Query, Row
+
+_OF_MODEL = '{server=~"$server",model=~"$model"}'
+_OF_SERVER = '{server=~"$server"}'
+
+
+def _histogram_quantile(share: float, metric: str, selector: str) -> Query:
+    expr = (
+        f"histogram_quantile({share}, sum by (model, le) (rate({metric}_bucket{selector}[$__rate_interval])))"
+    )
+    return Query(expr, f"p{share * 100:.0f} {{{{model}}}}")
+
+
+ANSWERS_ROW = Row(
+    "Answers",
+    (
+        Panel("Predictions by class", "Answers a second, by the class with the highest probability.", "ops",
+              (Query(f"sum by (model, class) (rate(clotline_predictions_total{_OF_MODEL}[$__rate_interval]))",
+                     "{{model}} {{class}}"),), "stacked"),
+        Panel("Share of classes", "Of the answers of an hour.", "percentunit",
+              (Query(f"sum by (model, class) (increase(clotline_predictions_total{_OF_MODEL}[1h])) / on (model) group_left () "
+                     f"(sum by (model) (increase(clotline_predictions_total{_OF_MODEL}[1h])) > 0)",
+                     "{{model}} {{class}}"),), "stacked", highest=1.0),
+        Panel("Confidence", "How often the predicted class had which probability.", "none",
+              (Query(f"sum by (le) (increase(clotline_prediction_confidence_bucket{_OF_MODEL}[$__rate_interval]))",
+                     "{{le}}"),), "heatmap"),
+        Panel("Mean confidence", "Of the predicted class.", "percentunit",
+              (Query(f"sum by (model, class) (rate(clotline_prediction_confidence_sum{_OF_MODEL}[$__rate_interval])) "
+                     f"/ (sum by (model, class) (rate(clotline_prediction_confidence_count{_OF_MODEL}[$__rate_interval])) > 0)",
+                     "{{model}} {{class}}"),), highest=1.0),
+        Panel("Abstentions", "Share of answers of an hour from which the ensemble abstained.", "percentunit",
+              (Query(f"clotline:abstention_share:1h{_OF_MODEL}", "{{model}}"),), highest=1.0),
+        Panel("Abstentions a second", "The same as a rate.", "ops",
+              (Query(f"sum by (model) (rate(clotline_abstentions_total{_OF_MODEL}[$__rate_interval]))", "{{model}}"),)),
+    ),
+)  # fmt: skip
+
+INPUTS = Row(
+    "Inputs",
+    (
+        Panel("Rejected inputs", "Refused before any network ran, by reason.", "ops",
+              (Query(f"sum by (model, reason) (rate(clotline_rejected_inputs_total{_OF_SERVER}[$__rate_interval]))",
+                     "{{model}} {{reason}}"),), "stacked"),
+        Panel("Share rejected", "Of the inputs of 15 minutes.", "percentunit",
+              (Query(f"clotline:rejected_share:15m{_OF_SERVER}", "{{server}}"),)),
+        Panel("Tiles a bag", "Tiles of a slide that is asked as one bag.", "none",
+              (_histogram_quantile(0.5, "clotline_bag_tiles", _OF_SERVER),
+               _histogram_quantile(0.95, "clotline_bag_tiles", _OF_SERVER))),
+        Panel("Decode time", "Of one tile: decoding and resizing.", "s",
+              (_histogram_quantile(0.5, "clotline_decode_duration_seconds", _OF_SERVER),
+               _histogram_quantile(0.95, "clotline_decode_duration_seconds", _OF_SERVER))),
+        Panel("Looks of tiles", "Mean of each statistic (docs/drift.md).", "none",
+              (Query(f"sum by (statistic) (rate(clotline_tile_appearance_sum{_OF_SERVER}[$__rate_interval])) "
+                     f"/ (sum by (statistic) (rate(clotline_tile_appearance_count{_OF_SERVER}[$__rate_interval])) > 0)",
+                     "{{statistic}}"),), highest=1.0),
+        Panel("Bags", "Slides asked as one bag.", "ops",
+              (Query(f"sum by (model) (rate(clotline_bag_tiles_count{_OF_SERVER}[$__rate_interval]))", "{{model}}"),)),
+    ),
+)  # fmt: skip
+
+ANSWERS = Dashboard(
+    uid="clotline-answers",
+    title="Clotline: answers and inputs",
+    about="What the models answer, to which inputs, and drift against the release's reference (docs/drift.md).",
+    rows=(ANSWERS_ROW, INPUTS),
+    model=PUBLIC_MODEL,
+)
