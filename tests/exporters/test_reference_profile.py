@@ -56,7 +56,7 @@ def held_out(*, patients: int = 50) -> ReferenceProfile:
 
 
 def test_neighbours_are_joined_until_a_tenth_is_in_each_bucket() -> None:
-    assert joined(COUNTS, EDGES, 1000) == [("0.55", 0.44), ("0.6", 0.3), ("1", 0.2), ("+Inf", 0.06)]
+    assert joined(COUNTS, EDGES, 1000) == [("0.55", 0.44), ("0.6", 0.3), ("1.0", 0.2), ("+Inf", 0.06)]
     assert joined([50, 0, 50], (0.1, 0.2), 1000) == [("0.1", 0.5), ("+Inf", 0.5)]
     assert joined([30, 4, 30, 36], (0.1, 0.2, 0.3), 1000) == [("0.1", 0.3), ("0.3", 0.34), ("+Inf", 0.36)]
     assert joined([1] * 30, tuple(np.arange(1, 30) / 30), 1000) == [
