@@ -12,7 +12,8 @@ COPY docker/requirements_of.py docker/
 RUN --mount=type=cache,target=/root/.cache/pip \
     python docker/requirements_of.py > requirements.txt \
     && python -m venv /opt/clotline \
-    && /opt/clotline/bin/python -m pip install --constraint constraints.txt --requirement requirements.txt
+    && /opt/clotline/bin/python -m pip install --constraint constraints.txt --requirement requirements.txt \
+        prometheus-client cryptography
 
 FROM python:${PYTHON_TAG}${PYTHON_DIGEST}
 LABEL org.opencontainers.image.title="clotline-client" \
@@ -24,6 +25,7 @@ COPY --chown=root:root slides /opt/clotline/code/slides
 COPY --chown=root:root clients /opt/clotline/code/clients
 COPY --chown=root:root serving /opt/clotline/code/serving
 COPY --chown=root:root deploy /opt/clotline/code/deploy
+COPY --chown=root:root docker/start_access_metrics.py /opt/clotline/start_access_metrics.py
 ENV PATH=/opt/clotline/bin:$PATH PYTHONPATH=/opt/clotline/code PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 WORKDIR /data
 USER 1000:1000
