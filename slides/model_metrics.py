@@ -19,7 +19,7 @@ from typing import Any
 
 from slides.appearance import CONFIDENCE_EDGES
 
-FLUSH_EVERY_S = 0.5
+FLUSH_EVERY_S = 1.0
 CLOSING_S = 2.0
 
 PROBE_ID = "clotline-probe"
