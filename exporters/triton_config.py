@@ -79,6 +79,9 @@ def preprocess_config(
 ) -> triton.ModelConfig:
     """Configuration of the Python model that decodes and resizes encoded tiles.
 
+    It has no dynamic batches: where Triton gathers requests for a Python model, one whose BYTES are cut off fails all of
+    them before the model sees any (docs/serving.md).
+
     Args:
         input_size_px: side S of the decoded tile, pixels.
         max_batch: most tiles in one execution.
@@ -90,7 +93,6 @@ def preprocess_config(
     config.input.add(name="tile", data_type=triton.TYPE_STRING, dims=[1])
     config.output.add(name="tiles", data_type=triton.TYPE_UINT8, dims=[input_size_px, input_size_px, 3])
     config.instance_group.add(count=instances, kind=triton.ModelInstanceGroup.KIND_CPU)
-    _gather_few(config)
     _set_parameters(
         config,
         {

@@ -137,7 +137,8 @@ def environment(server: TritonServer, instance_id: str, proof_report: Path) -> d
     # Threads of torch that spin while they wait take the cores from the other stubs.
     env.setdefault("OMP_WAIT_POLICY", "passive")
     # Tiles and tensors of 100 kB and more: glibc would map and unmap each one, page faults and all (docs/performance.md).
-    env.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 << 20))
+    # Larger ones are rare and take long anyway, and in the heap their memory would never be given back.
+    env.setdefault("MALLOC_MMAP_THRESHOLD_", str(4 << 20))
     env.setdefault("MALLOC_TRIM_THRESHOLD_", str(256 << 20))
     if server.embedded_home:
         libraries = [str(server.embedded_home / "server" / "nvidia_pytriton.libs"), *library_directories()]

@@ -176,7 +176,6 @@ def _preprocess(input_px: int, instances: int, max_batch: int) -> triton.ModelCo
     config.input.add(name="tile", data_type=triton.TYPE_STRING, dims=[1])
     config.output.add(name="tiles", data_type=triton.TYPE_UINT8, dims=[input_px, input_px, 3])
     config.instance_group.add(count=instances, kind=triton.ModelInstanceGroup.KIND_CPU)
-    config.dynamic_batching.SetInParent()
     config.parameters["input_size_px"].string_value = str(input_px)
     return config
 
