@@ -133,22 +133,19 @@ class ModelMetrics:
         self._thread.join(CLOSING_S)
 
     def _run(self) -> None:
-        while True:
-            closing = self._closing.wait(FLUSH_EVERY_S if self._shown or self._problem_told else 0)
+        try:
+            for instrument, series in self._wanted:
+                metrics = [self._metric(*each) for each in series]
+                self._shown.append((instrument, metrics, [0.0] * len(metrics)))
+        except Exception as error:  # whatever it is, requests go on; never tried again (docs/metrics.md)
+            self._say(error)
+        closing = False
+        while not closing:
+            closing = self._closing.wait(FLUSH_EVERY_S)
             try:
-                self._show_wanted()
                 self._tell()
-            except Exception as error:  # whatever it is, requests go on
+            except Exception as error:
                 self._say(error)
-            if closing:
-                return
-
-    def _show_wanted(self) -> None:
-        while self._wanted:
-            instrument, series = self._wanted[0]
-            metrics = [self._metric(*each) for each in series]
-            self._shown.append((instrument, metrics, [0.0] * len(metrics)))
-            del self._wanted[0]
 
     def _metric(self, name: str, description: str, labels: dict[str, str]) -> Any:
         if name not in self._families:

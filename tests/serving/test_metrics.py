@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from serving.stubs import stubs_of
 from slides.appearance import CONFIDENCE_EDGES, STATISTICS, appearance
 from slides.decode import decode_tile
 from slides.errors import TileDecodeError
-from slides.model_metrics import ANSWERS_FOR
+from slides.model_metrics import ANSWERS_FOR, FLUSH_EVERY_S, ModelMetrics
 from slides.spec import ModelSpec
 from tests.conftest import run_module
 from tests.serving.conftest import Launch, wait_until
@@ -281,12 +282,54 @@ def test_the_supervisor_tells_of_itself(server: Server) -> None:
 def test_without_metrics_there_are_answers_all_the_same(tmp_path: Path, launch: Launch) -> None:
     release = make_counted(tmp_path / "release", BIASES["a"])
     launched = launch(release / "models", "--name", "unmeasured", "--triton-arg=--allow-metrics=false")
-    addresses = launched.ready()
-    got = Server("unmeasured", addresses, {}).ask(TILES)
+    got = Server("unmeasured", launched.ready(), {}).ask(TILES)
     np.testing.assert_allclose(got, [answer(tile, INPUT_PX, BIASES["a"], 2) for tile in TILES], atol=1e-4)
-    said = Path(addresses["log"]).read_text()
-    wait_until(lambda: "metrics are incomplete" in Path(addresses["log"]).read_text(), 10)
-    assert said.count("metrics are incomplete, requests are not affected") <= 4, "once an instance"
+
+
+class FaultyTriton:
+    """Stands in for pb_utils of a Triton whose metrics break: the real one gives no way to break them without a crash."""
+
+    def __init__(self, *, families: bool, increments: bool) -> None:
+        self.families, self.increments = families, increments
+        self.said: list[str] = []
+        self.told: list[float] = []
+        outer = self
+
+        class MetricFamily:
+            COUNTER = 0
+
+            def __init__(self, **_: Any) -> None:
+                if not outer.families:
+                    raise RuntimeError("no family")
+
+            def Metric(self, **_: Any) -> Any:
+                return self
+
+            def increment(self, more: float) -> None:
+                if not outer.increments:
+                    raise RuntimeError("no increment")
+                outer.told.append(more)
+
+        class Logger:
+            log_warn = staticmethod(outer.said.append)
+
+        self.MetricFamily, self.Logger = MetricFamily, Logger
+
+
+@pytest.mark.parametrize("families", [True, False])
+def test_a_problem_with_metrics_is_told_once_and_reaches_nobody(families: bool) -> None:
+    triton_stub = FaultyTriton(families=families, increments=False)
+    metrics = ModelMetrics(triton_stub, "model_0_0")
+    count = metrics.count("clotline_x_total", "X", {})
+    metrics.show()
+    for _ in range(3):
+        count.add()
+        time.sleep(FLUSH_EVERY_S)
+    assert len(triton_stub.said) == 1
+    assert "model_0_0: metrics are incomplete, requests are not affected: RuntimeError" in triton_stub.said[0]
+    triton_stub.increments = True
+    metrics.close()
+    assert triton_stub.told == ([3] if families else []), "what could not be told is told when it can be"
 
 
 def test_a_network_whose_parameter_is_broken_does_not_load(tmp_path: Path, launch: Launch) -> None:
