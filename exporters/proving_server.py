@@ -102,11 +102,13 @@ class ProvingServer:
     Attributes:
         origin: ``embedded`` or ``native``.
         start_s: seconds from its start until it was proven ready.
+        metrics, health: addresses of Triton's metrics and of the supervisor.
     """
 
     def __init__(self, launcher: subprocess.Popen[str], ready: Mapping[str, Any], said: IO[str]) -> None:
         self.origin = str(ready["server"])
         self.start_s = float(ready["ready_s"])
+        self.metrics, self.health = str(ready["metrics"]), str(ready["health"])
         self._addresses = {protocol: str(ready[protocol]) for protocol in PROTOCOLS}
         self._launcher = launcher
         self._said = said

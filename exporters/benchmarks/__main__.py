@@ -15,6 +15,10 @@ BENCHMARKS = {
     "int8": Command(
         "exporters.benchmarks.int8", "INT8 against FP32: speed, labels, AUC, of a trained ResNet-18"
     ),
+    "drift": Command(
+        "exporters.benchmarks.drift",
+        "drift alerts of a real server and Prometheus: quiet, and fired by a stain",
+    ),
     "export-gate": Command("exporters.benchmarks.export_gate", "seconds of an export with all of its gate"),
 }
 
