@@ -11,6 +11,7 @@ import sys
 from serving.commands import Command, main
 
 COMMANDS = {
+    "bad-requests": Command("serving.benchmarks.bad_requests", "good and bad requests mixed, of every kind"),
     "kills": Command("serving.benchmarks.kills", "kill -9 of every kind of child under load"),
     "queue-policies": Command(
         "serving.benchmarks.queue_policies", "what bounded queues of the dynamic batcher cost"

@@ -24,6 +24,7 @@ from slides.spec import ModelSpec
 PREPROCESS = Path(__file__).resolve().parents[2] / "model_repository" / "tile_preprocess" / "1" / "model.py"
 SLOPE = 0.02
 TILES = 4
+MAX_TILE_BYTES = 1 << 20
 OUTPUTS = (
     ("probabilities", triton.TYPE_FP32),
     ("confidence", triton.TYPE_FP32),
@@ -177,6 +178,7 @@ def _preprocess(input_px: int, instances: int, max_batch: int) -> triton.ModelCo
     config.output.add(name="tiles", data_type=triton.TYPE_UINT8, dims=[input_px, input_px, 3])
     config.instance_group.add(count=instances, kind=triton.ModelInstanceGroup.KIND_CPU)
     config.parameters["input_size_px"].string_value = str(input_px)
+    config.parameters["max_tile_bytes"].string_value = str(MAX_TILE_BYTES)
     return config
 
 
