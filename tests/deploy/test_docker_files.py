@@ -1,0 +1,384 @@
+"""Dockerfiles, compose.yaml and .env.example: linters and schema, and that all that one file names is in the others.
+
+There is no Docker engine here, so nothing is built or started by these tests.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy import containers
+from deploy.gateway import GatewaySettings
+from serving.embedded import CHECKOUT
+
+DOCKER = CHECKOUT / "docker"
+DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
+IMAGES = {"server", "client", "training", "mlflow"}
+COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+EXAMPLE = containers.read_env(DOCKER / ".env.example")
+VARIABLE = re.compile(r"\$\{(\w+)(:?[-?][^}]*)?\}")
+MOUNT = re.compile(r"^((?:\$\{[^}]*\}|[^:$])+):(/[^:]*)(?::(ro|rw))?$")
+SECRET_WORDS = re.compile(r"password|token|secret", re.IGNORECASE)
+
+
+def texts(value: Any) -> Iterator[str]:
+    """All strings of a document, keys too."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from texts(key)
+            yield from texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts(item)
+    elif isinstance(value, str):
+        yield value
+
+
+def mounts(service: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
+    """Source, target, and whether read-only, of each volume of a service."""
+    for volume in service.get("volumes", []):
+        match = MOUNT.match(volume)
+        assert match, volume
+        yield match[1], match[2], match[3] == "ro"
+
+
+def instructions(dockerfile: Path) -> list[tuple[str, str]]:
+    """Keyword and rest of each instruction, continued lines joined."""
+    lines = [line for line in dockerfile.read_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [
+        (word, rest.strip())
+        for word, _, rest in (line.partition(" ") for line in joined.splitlines())
+        if word
+    ]
+
+
+def environment(service: str) -> dict[str, str]:
+    return dict(SERVICES[service].get("environment", {}))
+
+
+def test_there_is_a_dockerfile_for_each_image_and_no_other() -> None:
+    assert {path.name.removesuffix(".Dockerfile") for path in DOCKERFILES} == IMAGES
+    built = {(s["build"]["dockerfile"], s["image"].split(":")[0]) for s in SERVICES.values() if "build" in s}
+    assert built == {(f"docker/{name}.Dockerfile", f"clotline-{name}") for name in IMAGES}
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_hadolint_finds_nothing(dockerfile: Path) -> None:
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    assert hadolint, "hadolint is a package of .[dev]"
+    done = subprocess.run([hadolint, str(dockerfile)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_an_image_runs_as_nobody_special_and_is_labelled(dockerfile: Path) -> None:
+    found = instructions(dockerfile)
+    words = [word for word, _ in found]
+    assert [rest for word, rest in found if word == "USER"][-1] == "1000:1000"
+    assert words[-1] in ("CMD", "ENTRYPOINT")
+    assert "HEALTHCHECK" in words
+    labels = " ".join(rest for word, rest in found if word == "LABEL")
+    assert "image.title" in labels
+    assert "image.licenses" in labels
+    assert "ADD" not in words
+    assert not [rest for word, rest in found if word in ("ENV", "ARG") and SECRET_WORDS.search(rest)]
+    last_user = max(at for at, word in enumerate(words) if word == "USER")
+    assert "RUN" not in words[last_user:]
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_a_base_image_can_be_pinned_by_digest(dockerfile: Path) -> None:
+    found = instructions(dockerfile)
+    arguments = {rest.split("=")[0] for word, rest in found if word == "ARG"}
+    for word, rest in found:
+        if word == "FROM":
+            tag, digest = re.findall(r"\$\{(\w+)\}", rest)
+            assert {tag, digest} <= arguments
+            assert (tag[-4:], digest[-7:]) == ("_TAG", "_DIGEST")
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_what_is_copied_is_in_the_checkout_and_in_the_build_context(dockerfile: Path) -> None:
+    allowed = [
+        line[1:] for line in (CHECKOUT / ".dockerignore").read_text().splitlines() if line.startswith("!")
+    ]
+    copied = [rest for word, rest in instructions(dockerfile) if word == "COPY" and "--from" not in rest]
+    for rest in copied:
+        for source in [word for word in rest.split() if not word.startswith("--")][:-1]:
+            assert (CHECKOUT / source).exists(), source
+            assert any(
+                Path(source).match(pattern) or Path(source).parts[0] == pattern for pattern in allowed
+            ), source
+
+
+def test_the_build_context_is_a_list_of_what_is_needed() -> None:
+    lines = (CHECKOUT / ".dockerignore").read_text().splitlines()
+    assert next(line for line in lines if not line.startswith("#")) == "*"
+    for line in lines:
+        if line.startswith("!"):
+            assert list(CHECKOUT.glob(line[1:])), line
+
+
+def test_the_stubs_of_the_server_get_the_pinned_image_libraries_and_nothing_of_numpy() -> None:
+    run = next(rest for word, rest in instructions(DOCKER / "server.Dockerfile") if word == "RUN")
+    pattern = re.search(r"grep -E '([^']+)'", run)
+    assert pattern
+    pinned = (CHECKOUT / "serving" / "server-requirements.txt").read_text().splitlines()
+    chosen = {line.split("==")[0] for line in pinned if re.match(pattern[1], line)}
+    imported = {"simplejpeg": "simplejpeg", "pillow": "PIL", "opencv-python-headless": "cv2"}
+    assert chosen == set(imported)
+    assert "--no-deps" in run
+    # What `preflight` says that NVIDIA's containers lack for tile_preprocess, slides itself apart.
+    needed = set()
+    for path in (
+        CHECKOUT / "slides" / "decode.py",
+        *(CHECKOUT / "model_repository").glob("tile_preprocess/1/model.py"),
+    ):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                needed |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                needed.add(node.module.split(".")[0])
+    third_party = needed - set(sys.stdlib_module_names) - {"slides", "numpy", "triton_python_backend_utils"}
+    assert third_party <= set(imported.values())
+
+
+def test_compose_is_valid_by_the_schema_of_its_specification() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(DOCKER / "compose.yaml")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_variable_is_explained_and_every_explained_one_is_used() -> None:
+    used = {match[1] for text in texts(COMPOSE) for match in VARIABLE.finditer(text)}
+    assert used == set(EXAMPLE)
+    lines = (DOCKER / ".env.example").read_text().splitlines()
+    for name in EXAMPLE:
+        at = next(number for number, line in enumerate(lines) if line.startswith(f"{name}="))
+        comment = next(line for line in reversed(lines[:at]) if not re.match(r"\w+=", line))
+        assert comment.startswith("# "), f"{name} has no comment above it"
+
+
+def test_defaults_of_compose_are_those_of_the_example() -> None:
+    for text in texts(COMPOSE):
+        for match in VARIABLE.finditer(text):
+            default = match[2] or ""
+            if default.startswith((":-", "-")):
+                assert default.lstrip(":")[1:] == EXAMPLE[match[1]], match[0]
+
+
+def test_nothing_has_a_default_that_must_be_set() -> None:
+    required = containers.required_variables()
+    assert required == {name for name, value in EXAMPLE.items() if not value} - {"TRITON_DIGEST"}
+    for text in texts(COMPOSE):
+        for match in VARIABLE.finditer(text):
+            if match[1] in required:
+                assert not (match[2] or "").startswith((":-", "-")), match[0]
+
+
+def test_there_is_no_password_anywhere_but_in_files() -> None:
+    assert not [name for name in EXAMPLE if re.search("PASSWORD|TOKEN", name)]
+    for name, service in SERVICES.items():
+        for key, value in environment(name).items():
+            if SECRET_WORDS.search(key) and not key.endswith(("_FILE", "__FILE")):
+                pytest.fail(f"{name}: {key}={value}")
+        for secret in service.get("secrets", []):
+            assert secret in COMPOSE["secrets"]
+    files = {name: entry["file"] for name, entry in COMPOSE["secrets"].items()}
+    assert files == {name: f"${{CLOTLINE_SECRETS}}/{name}" for name in containers.PASSWORDS}
+    for name, service in SERVICES.items():
+        told = {value for value in environment(name).values() if str(value).startswith("/run/secrets/")}
+        assert told <= {f"/run/secrets/{secret}" for secret in service.get("secrets", [])}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_confined(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "cap_add" not in service
+    assert "privileged" not in service
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}
+    assert service["networks"]
+    for source, target, read_only in mounts(service):
+        if source.startswith((".", "$")):
+            assert read_only, f"{source}:{target} may be written to"
+
+
+def test_every_service_that_stays_has_a_health_check_and_a_profile() -> None:
+    with_own = {f"clotline-{path.name.removesuffix('.Dockerfile')}" for path in DOCKERFILES
+                if any(word == "HEALTHCHECK" and rest != "NONE" for word, rest in instructions(path))}  # fmt: skip
+    assert with_own == {"clotline-server", "clotline-mlflow"}
+    for name, service in SERVICES.items():
+        if name in ("client", "workbench"):  # one answers and ends, the other waits for commands
+            continue
+        assert "healthcheck" in service or service["image"].split(":")[0] in with_own, name
+        assert set(service["profiles"]) <= set(containers.PROFILES)
+        test = service.get("healthcheck", {}).get("test", ["CMD"])
+        assert test[0] == "CMD", f"{name}: a check without a shell"
+
+
+def test_only_the_gateway_can_be_reached_from_outside() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert set(published) == {"gateway", "prometheus", "alertmanager", "grafana", "mlflow"}
+    for name, ports in published.items():
+        for port in ports:
+            address = VARIABLE.sub(lambda match: EXAMPLE[match[1]], port)
+            assert address.startswith("127.0.0.1:"), f"{name}: {address}"
+            assert port.startswith("${CLOTLINE_GATEWAY_HOST") == (name == "gateway")
+    inner = {name for name, network in COMPOSE["networks"].items() if network.get("internal")}
+    assert inner == {"serving", "monitoring", "tracking"}
+    for name, service in SERVICES.items():
+        outer = set(service["networks"]) - inner
+        assert bool(outer) == (name in published), f"{name} is on {outer}"
+
+
+def test_services_depend_on_services_of_their_profile_that_they_share_a_network_with() -> None:
+    for name, service in SERVICES.items():
+        for other, how in service.get("depends_on", {}).items():
+            assert how["condition"] == "service_healthy"
+            assert set(service["networks"]) & set(SERVICES[other]["networks"]), (name, other)
+            if how.get("required", True):
+                assert set(service["profiles"]) <= set(SERVICES[other]["profiles"]), (name, other)
+
+
+def test_volumes_and_networks_are_all_declared_and_used() -> None:
+    named = {
+        source
+        for service in SERVICES.values()
+        for source, _, _ in mounts(service)
+        if re.match(r"[a-z]", source)
+    }
+    assert named == set(COMPOSE["volumes"])
+    assert {network for service in SERVICES.values() for network in service["networks"]} == set(
+        COMPOSE["networks"]
+    )
+
+
+def test_what_is_mounted_from_the_checkout_is_there() -> None:
+    found = [
+        source for service in SERVICES.values() for source, _, _ in mounts(service) if source.startswith(".")
+    ]
+    assert len(found) >= 6
+    for source in found:
+        assert (DOCKER / source).exists(), source
+
+
+def test_the_gateway_gets_every_variable_of_its_templates(tmp_path: Path) -> None:
+    given = environment("gateway")
+    wanted = set()
+    for template in (DOCKER / "nginx" / "templates").rglob("*.template"):
+        wanted |= set(re.findall(r"\$\{(CLOTLINE_\w+)\}", template.read_text()))
+    assert {name for name in given if name.startswith("CLOTLINE_")} == wanted
+    files = (tmp_path / "keys.conf", tmp_path / "server.pem", tmp_path / "server.key")
+    assert wanted <= set(GatewaySettings(tmp_path, *files).variables())
+    assert re.compile(given["NGINX_ENVSUBST_FILTER"]).match("CLOTLINE_LISTEN")
+    assert (given["NGINX_ENVSUBST_TEMPLATE_DIR"], given["NGINX_ENVSUBST_OUTPUT_DIR"]) == (
+        "/templates",
+        "/etc/nginx",
+    )
+    places = {target for _, target, _ in mounts(SERVICES["gateway"])}
+    places |= {place.split(":")[0] for place in SERVICES["gateway"]["tmpfs"]}
+    for name in ("CERTIFICATE", "CERTIFICATE_KEY", "KEYS", "ACCESS_LOG", "SCRATCH"):
+        path = given[f"CLOTLINE_{name}"]
+        assert path in places or str(Path(path).parent) in places, path
+    made = containers.make_secrets(tmp_path / "secrets", ())
+    assert set(made) == {*containers.PASSWORDS, "tls", "keys"}
+    for name in ("CERTIFICATE", "CERTIFICATE_KEY", "KEYS"):
+        inside = given[f"CLOTLINE_{name}"].removeprefix("/secrets/")
+        assert (tmp_path / "secrets" / inside).is_file(), inside
+
+
+def test_what_nginx_writes_is_what_is_counted() -> None:
+    assert environment("gateway")["CLOTLINE_ACCESS_LOG"] == "/logs/access.log"
+    assert 'LOG = Path("/logs/access.log")' in (DOCKER / "start_access_metrics.py").read_text()
+    for name in ("gateway", "access-metrics"):
+        assert ("access-log", "/logs", False) in list(mounts(SERVICES[name]))
+        assert [match[1] for match in VARIABLE.finditer(SERVICES[name]["user"])] == [
+            "CLOTLINE_UID",
+            "CLOTLINE_GID",
+        ]
+
+
+def test_targets_of_prometheus_are_services_on_its_networks() -> None:
+    configuration = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
+    jobs = {job["job_name"]: job["file_sd_configs"][0]["files"][0] for job in configuration["scrape_configs"]}
+    files = {f"targets/{path.name}" for path in (DOCKER / "prometheus" / "targets").glob("*.json")}
+    assert files == set(jobs.values())
+    ports = {"triton": 8002, "supervisor": 8003, "gateway": 8004, "prometheus": 9090, "alertmanager": 9093}
+    for job, name in jobs.items():
+        (group,) = json.loads((DOCKER / "prometheus" / name).read_text())
+        (target,) = group["targets"]
+        service, port = target.split(":")
+        assert int(port) == ports[job]
+        assert service == "prometheus" or set(SERVICES[service]["networks"]) & set(
+            SERVICES["prometheus"]["networks"]
+        )
+    exposed = next(
+        rest for word, rest in instructions(DOCKER / "server.Dockerfile") if word == "EXPOSE"
+    ).split()
+    assert exposed == ["8000", "8001", "8002", "8003"]
+    assert "8004" in SERVICES["access-metrics"]["command"]
+
+
+def test_prometheus_finds_its_files_where_it_looks_for_them() -> None:
+    configuration = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
+    placed = {target for _, target, _ in mounts(SERVICES["prometheus"])}
+    assert "--config.file=/etc/prometheus/prometheus.yml" in SERVICES["prometheus"]["command"]
+    for path in configuration["rule_files"]:
+        assert f"/etc/prometheus/{Path(path).parent}" in placed
+    assert "/etc/prometheus/targets" in placed
+    assert "--config.file=/etc/alertmanager/alertmanager.yml" in SERVICES["alertmanager"]["command"]
+    assert "/etc/alertmanager/alertmanager.yml" in {
+        target for _, target, _ in mounts(SERVICES["alertmanager"])
+    }
+
+
+def test_grafana_finds_its_dashboards_and_prometheus() -> None:
+    provisioning = DOCKER / "grafana" / "provisioning"
+    placed = {target for _, target, _ in mounts(SERVICES["grafana"])}
+    (provider,) = yaml.safe_load(next((provisioning / "dashboards").glob("*.y*ml")).read_text())["providers"]
+    assert provider["options"]["path"] in placed
+    (source,) = yaml.safe_load(next((provisioning / "datasources").glob("*.y*ml")).read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    assert set(SERVICES["grafana"]["networks"]) & set(SERVICES["prometheus"]["networks"])
+
+
+def test_mlflow_finds_its_database() -> None:
+    script = (DOCKER / "start_mlflow.py").read_text()
+    database = environment("postgres")
+    assert f"postgresql://{database['POSTGRES_USER']}@postgres:5432/{database['POSTGRES_DB']}" in script
+    assert database["POSTGRES_PASSWORD_FILE"] in script
+    assert environment("workbench")["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    assert '"mlflow:5000' in script
+    assert set(SERVICES["workbench"]["networks"]) & set(SERVICES["mlflow"]["networks"])
+
+
+@pytest.mark.parametrize("extras", [(), ("train", "track", "export")], ids=" ".join)
+def test_requirements_of_an_image_are_those_of_the_project(extras: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", str(DOCKER / "requirements_of.py"), *extras],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = {re.split(r"[<>=\[;]", line)[0] for line in done.stdout.splitlines()}
+    assert {"numpy", "tritonclient", "simplejpeg"} <= names
+    assert ("torch" in names) == bool(extras)
+    assert "clotline" not in names
