@@ -58,6 +58,8 @@ class GatewaySettings:
         in_flight_batch: of batch clients; None: half of that.
         in_flight_slides: bags for slide_classifier over REST, counted besides; None: half of it.
         body_limit_bytes: of one request; Triton's own limit for HTTP is 64 MiB.
+        client_timeout_s: for the head of a request as a whole, and between two pieces of its body.
+        statistics: whether clients may ask for Triton's statistics, as perf_analyzer does.
         access_log: None: access.log in `directory`.
         server_name: of the certificate.
         workers: processes; None: one a core.
@@ -77,6 +79,8 @@ class GatewaySettings:
     in_flight_batch: int | None = None
     in_flight_slides: int | None = None
     body_limit_bytes: int = 64 * MIB
+    client_timeout_s: int = 10
+    statistics: bool = False
     access_log: Path | None = None
     server_name: str = "localhost"
     workers: int | None = None
@@ -99,6 +103,8 @@ class GatewaySettings:
             "CLOTLINE_IN_FLIGHT_BATCH": str(self.in_flight_batch or -(-places // 2)),
             "CLOTLINE_IN_FLIGHT_SLIDES": str(self.in_flight_slides or -(-places // 2)),
             "CLOTLINE_BODY_LIMIT": _size(self.body_limit_bytes),
+            "CLOTLINE_CLIENT_TIMEOUT_S": str(self.client_timeout_s),
+            "CLOTLINE_STATISTICS": "metadata" if self.statistics else "other",
             "CLOTLINE_CERTIFICATE": str(self.certificate.absolute()),
             "CLOTLINE_CERTIFICATE_KEY": str(self.certificate_key.absolute()),
             "CLOTLINE_CLIENT_CA": str((self.client_ca or self.certificate).resolve()),
@@ -116,6 +122,7 @@ class GatewaySettings:
                 ("in_flight", places),
                 ("in_flight_batch", self.in_flight_batch or 1),
                 ("in_flight_slides", self.in_flight_slides or 1),
+                ("client_timeout_s", self.client_timeout_s),
                 ("body_limit_bytes", self.body_limit_bytes),
                 ("workers", self.workers or 1),
             )

@@ -1,0 +1,1 @@
+"""Measurements of the gateway, on real servers that they start themselves."""
