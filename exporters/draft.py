@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.acceptance import Acceptance
+from exporters.cpu_layout import CpuLayout, cpu_layout, preprocess_ms
 from exporters.exported_format import REFUSED, ExportedFormat, exported_format, refused_format
 from exporters.formats.interface import Artifact, ServedFormat
 from exporters.parity import Parity
@@ -87,9 +88,7 @@ class Draft:
         # An ensemble of an earlier export is pinned anew, lest it point to a version that is no longer loaded.
         if not first or (self.repository / of_its_own).exists():
             classifiers.append(of_its_own)
-        network = self._network_config(
-            fmt, instances=self.options.instances if first else 1, answers_for=classifiers[0]
-        )
+        network = self._network_config(fmt, self._layout(acceptance, first=first), answers_for=classifiers[0])
         self._stage_model(network)
         self._networks.append(network.name)
         exported = exported_format(fmt, artifact, measured, acceptance, classifiers)
@@ -133,7 +132,14 @@ class Draft:
         ensembles = sorted(self._classifiers, key=lambda name: name == CLASSIFIER_MODEL)
         return [*self._networks, PREPROCESS_MODEL, *ensembles]
 
-    def _network_config(self, fmt: ServedFormat, *, instances: int, answers_for: str) -> ModelConfig:
+    def _layout(self, acceptance: Acceptance, *, first: bool) -> CpuLayout:
+        """Of the first format by the speed that the gate measured; the others are there to be compared with."""
+        cores = self.options.instances if first else 1
+        if self.options.instance_kind != "cpu" or acceptance.speed is None:
+            return cpu_layout(cores, None, 0.0)
+        return cpu_layout(cores, 1000 / acceptance.speed.images_per_s, preprocess_ms(self.spec))
+
+    def _network_config(self, fmt: ServedFormat, layout: CpuLayout, *, answers_for: str) -> ModelConfig:
         def build(versions_loaded: int) -> ModelConfig:
             return network_config(
                 fmt.model_name,
@@ -141,14 +147,15 @@ class Draft:
                 platform=fmt.platform,
                 artifact_filename=fmt.artifact_filename,
                 tensors=fmt.tensors,
-                parameters=fmt.parameters,
+                parameters=layout.parameters(fmt.parameters),
                 input_size_px=self.spec.input_size_px,
                 classes=len(self.spec.class_names),
                 max_batch=self.options.max_batch,
-                instances=instances,
+                instances=layout.instances,
                 instance_kind=self.options.instance_kind,
                 versions_loaded=versions_loaded,
                 answers_for=(answers_for, self.spec.class_names),
+                gathered=layout.gathered,
             )
 
         new = build(self.options.versions_loaded)

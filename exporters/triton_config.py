@@ -42,8 +42,9 @@ OUTPUTS = ("probabilities", "confidence", "label_index")
 """Names of the answer's tensors, in the order in which the served network returns them."""
 
 CPU_DYNAMIC_BATCH = 2
-"""Tiles of different requests that Triton gathers for one execution on a CPU. With more, one instance takes what waits
-while the other one idles (docs/performance.md); a single request may still hold up to `max_batch_size` tiles."""
+"""Tiles of different requests that Triton gathers for one execution on a CPU, unless the network is a fast one. With more, one
+instance takes what waits while the other one idles (docs/performance.md); a single request may still hold up to
+`max_batch_size` tiles."""
 
 ModelConfig = triton.ModelConfig
 
@@ -120,6 +121,7 @@ def network_config(
     platform: str = "",
     embedding_dim: int | None = None,
     answers_for: tuple[str, Sequence[str]] | None = None,
+    gathered: int = CPU_DYNAMIC_BATCH,
 ) -> triton.ModelConfig:
     """Configuration of a network for the native or a Python-based backend of that name.
 
@@ -140,6 +142,7 @@ def network_config(
         embedding_dim: D of an encoder, whose one output is FP32 [N, D]; None for a classifier.
         answers_for: the public model whose predictions its answers are, and its classes. Our Python-based backends count
             them (docs/metrics.md), native ones do not look for the parameter.
+        gathered: tiles of different requests that Triton gathers for one execution on a CPU (`exporters.cpu_layout`).
     """
     config = triton.ModelConfig(
         name=name,
@@ -156,8 +159,8 @@ def network_config(
         config.output.add(name=tensors.outputs[0], data_type=triton.TYPE_FP32, dims=[embedding_dim])
     config.instance_group.add(count=instances, kind=INSTANCE_KINDS[instance_kind])
     config.dynamic_batching.SetInParent()
-    if instance_kind == "cpu":
-        _gather_few(config)
+    if instance_kind == "cpu":  # Triton gathers up to the largest preferred size
+        config.dynamic_batching.preferred_batch_size.append(min(gathered, max_batch))
     for batch in sorted({1, *config.dynamic_batching.preferred_batch_size, max_batch}):
         warmup = config.model_warmup.add(name=f"batch_{batch}", batch_size=batch)
         tiles = warmup.inputs[tensors.input]
@@ -334,11 +337,6 @@ def labels_text(class_names: Sequence[str]) -> str:
                 "Rename the class and train again."
             )
     return "".join(f"{class_name}\n" for class_name in class_names)
-
-
-def _gather_few(config: triton.ModelConfig) -> None:
-    """Dynamic batches of at most CPU_DYNAMIC_BATCH: Triton gathers up to the largest preferred size."""
-    config.dynamic_batching.preferred_batch_size.append(min(CPU_DYNAMIC_BATCH, config.max_batch_size))
 
 
 def _add_outputs(config: triton.ModelConfig, names: Sequence[str], classes: int) -> None:

@@ -12,6 +12,7 @@ import argparse
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,11 @@ from perf.tiles import benchmark_tiles
 from slides.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from exporters.formats.interface import Network
+    from exporters.formats.interface import Artifact, Network, ServedFormat
 
 CLASS_NAMES = ("CE", "LAA")
 _CALIBRATION_TILES = 32
+_TIMED_CALLS = 6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +97,8 @@ def make_repository(
         format_names: keys of `exporters.formats.FORMATS`.
         size_px: side of the network's input.
         max_batch: most tiles in one execution.
-        instances: executions of each network, and of preprocessing, at the same time.
+        instances: executions of preprocessing at the same time, and of each network as far as it needs them
+            (`exporters.cpu_layout`).
         tile_size_px: side of the tiles that clients are told to cut, and that INT8 is calibrated with.
 
     Raises:
@@ -132,6 +135,7 @@ def _write(
     tile_size_px: int,
 ) -> dict[str, str]:
     from exporters import triton_config
+    from exporters.cpu_layout import cpu_layout, preprocess_ms
     from exporters.formats import formats_named
     from exporters.serving_options import ServingOptions
     from slides.decode import MAX_TILE_BYTES, MAX_TILE_PIXELS
@@ -154,23 +158,26 @@ def _write(
     _put(directory / preprocess.name, triton_config.to_text(preprocess), {"model.py": source.read_bytes()})
     classifiers = {}
     for number, fmt in enumerate(formats):
+        name = triton_config.CLASSIFIER_MODEL if number == 0 else fmt.classifier_name
+        artifact = fmt.build(network)
+        layout = cpu_layout(instances, _network_ms(fmt, artifact, size_px), preprocess_ms(spec))
         config = triton_config.network_config(
             fmt.model_name,
             backend=fmt.backend,
             platform=fmt.platform,
             artifact_filename=fmt.artifact_filename,
             tensors=fmt.tensors,
-            parameters=fmt.parameters,
+            parameters=layout.parameters(fmt.parameters),
             input_size_px=size_px,
             classes=len(CLASS_NAMES),
             max_batch=max_batch,
-            instances=instances,
+            instances=layout.instances,
             instance_kind="cpu",
             versions_loaded=1,
+            gathered=layout.gathered,
+            answers_for=(name, CLASS_NAMES),
         )
-        artifact = fmt.build(network)
         _put(directory / config.name, triton_config.to_text(config), artifact.files, labels)
-        name = triton_config.CLASSIFIER_MODEL if number == 0 else fmt.classifier_name
         ensemble = triton_config.classifier_config(
             name,
             network=config,
@@ -194,6 +201,27 @@ def measured_spec(size_px: int, tile_size_px: int) -> ModelSpec:
         tiles_per_slide=16,
         min_tissue_share=0.3,
     )
+
+
+def _network_ms(fmt: ServedFormat, artifact: Artifact, size_px: int) -> float | None:
+    """Time of a tile in one thread of this machine, the least of several; None where the format does not run on it."""
+    import numpy as np
+
+    from exporters.parity import one_torch_thread
+
+    if not fmt.runs_here():
+        return None
+    tile_1HWC = np.zeros((1, size_px, size_px, 3), np.uint8)
+    times_ms = []
+    with tempfile.TemporaryDirectory(prefix="clotline-network-") as scratch, one_torch_thread():
+        for filename, content in artifact.files.items():
+            Path(scratch, filename).write_bytes(content)
+        answer = fmt.open(Path(scratch, fmt.artifact_filename))
+        for _ in range(_TIMED_CALLS):
+            started_s = time.perf_counter()
+            answer(tile_1HWC)
+            times_ms.append(1000 * (time.perf_counter() - started_s))
+    return min(times_ms)
 
 
 def _network(architecture: str, spec: Any, max_batch: int) -> Network:
