@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,8 @@ from typing import Any
 import pytest
 
 from deploy import certificates
-from deploy.gateway import GatewaySettings, check, command, remove_scratch, render
+from deploy.benchmarks.guarded import free_port, running
+from deploy.gateway import GatewaySettings
 from deploy.keys import KeyStore, Limits
 from serving.benchmarks.tiny_release import make_release, tiles
 
@@ -170,41 +170,3 @@ def gateway_stack(directory: Path, **settings: Any) -> Iterator[Stack]:
     finally:
         launcher.kill()
         launcher.wait()
-
-
-@contextmanager
-def running(settings: GatewaySettings) -> Iterator[subprocess.Popen[bytes]]:
-    """nginx with these settings."""
-    conf = render(settings)
-    check(conf)
-    with (settings.directory / "error.log").open("ab") as errors:
-        process = subprocess.Popen(command(conf), stderr=errors)
-    try:
-        wait_for_port(settings.listen_port)
-        yield process
-    finally:
-        process.terminate()
-        process.wait(20)
-        remove_scratch(settings.directory)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-def wait_for_port(port: int) -> None:
-    give_up_s = time.monotonic() + 30
-    while time.monotonic() < give_up_s:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    raise AssertionError(f"nothing listens on {port}")
-
-
-def metrics_of(url: str) -> str:
-    """Text of a metrics address."""
-    with urllib.request.urlopen(url, timeout=10) as answer:  # nosec B310
-        return str(answer.read().decode())
