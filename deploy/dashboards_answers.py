@@ -62,10 +62,43 @@ INPUTS = Row(
     ),
 )  # fmt: skip
 
+_DRIFT = '{server=~"$server",window="%s"}'
+
+
+def _psi(window: str) -> Panel:
+    of_window = _DRIFT % window
+    return Panel(
+        f"Drift, {window}",
+        "PSI against the release's reference, by what is compared. Below 0.1 there is none; the alert asks for more than 0.25 and "
+        "what chance gives (docs/drift.md).",
+        "none",
+        (Query(f"max by (model, quantity, statistic) (clotline:drift_psi{of_window})", "{{model}} {{quantity}} {{statistic}}"),),
+    )  # fmt: skip
+
+
+DRIFT = Row(
+    "Drift",
+    (
+        _psi("1h"),
+        _psi("24h"),
+        Panel("Patients' worth in the window", "How much is compared, in patients; the alert asks for 50.", "none",
+              (Query(f"max by (model, quantity, window) (clotline:drift_patients{_OF_SERVER})",
+                     "{{model}} {{quantity}} {{window}}"),)),
+        Panel("Where PSI may be by chance", "Upper end of what no drift gives, with so many patients in the window.", "none",
+              (Query(f"max by (model, quantity, statistic, window) (clotline:drift_psi_by_chance{_OF_SERVER})",
+                     "{{model}} {{quantity}} {{statistic}} {{window}}"),), width=12),
+        Panel("Buckets that moved", "Share of a bucket within an hour, less its share in the reference: the five that moved most.",
+              "percentunit",
+              (Query(f"topk(5, abs(clotline:drift_share{_DRIFT % '1h'} - on (server, model, quantity, class, statistic, after, le) "
+                     "group_left () clotline:reference_share))", "{{model}} {{quantity}} {{class}}{{statistic}} {{after}}..{{le}}"),),
+              width=12),
+    ),
+)  # fmt: skip
+
 ANSWERS = Dashboard(
     uid="clotline-answers",
     title="Clotline: answers and inputs",
     about="What the models answer, to which inputs, and drift against the release's reference (docs/drift.md).",
-    rows=(ANSWERS_ROW, INPUTS),
+    rows=(ANSWERS_ROW, INPUTS, DRIFT),
     model=PUBLIC_MODEL,
 )
