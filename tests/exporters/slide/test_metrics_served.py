@@ -86,7 +86,7 @@ def test_slides_are_counted_exactly(served: Served) -> None:  # noqa: F811
     for edge in BAG_EDGES:
         assert value("bag_tiles_bucket", ("le", str(edge))) == sum(size <= edge for size in sizes)
     found = scrape(metrics_url)
-    broken = frozenset({("model", "tile_preprocess"), ("reason", "truncated")})
+    broken = frozenset({("model", "tile_preprocess"), ("reason", "not_an_image")})
     assert found[("clotline_rejected_inputs_total", broken)] == 1
     confidences = [answer.probabilities_K[answer.label_index] for answer in answers]
     total = sum(value("prediction_confidence_sum", ("class", name)) for name in SPEC.class_names)
