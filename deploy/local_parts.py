@@ -31,7 +31,7 @@ class Part:
         reload_signal: makes it read its files again, e.g. `SIGHUP`.
         stop_signal: ends it gracefully, within `stop_s`; then its process group is killed.
         ready_s: seconds that its start may take.
-        more_logs: further files that it appends to; they are kept short like `log`.
+        own_log: file that it opens itself; when it is long it is renamed, and the part is sent `reopen_signal`.
     """
 
     name: str
@@ -47,7 +47,8 @@ class Part:
     stop_signal: str = "SIGTERM"
     stop_s: float = 10.0
     ready_s: float = 30.0
-    more_logs: tuple[str, ...] = ()
+    own_log: str = ""
+    reopen_signal: str = "SIGUSR1"
 
     def same_process(self, other: Part) -> bool:
         """True if a process of `other` will do for this one, once it has read its files again."""
@@ -73,8 +74,7 @@ class Plan:
         told = json.loads(path.read_text())
         parts = []
         for part in told["parts"]:
-            lists = {key: tuple(part[key]) for key in ("argv", "more_logs")}
-            parts.append(Part(**{**part, **lists}))
+            parts.append(Part(**{**part, "argv": tuple(part["argv"])}))
         return cls(told["generation"], tuple(parts))
 
 

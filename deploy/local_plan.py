@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -202,7 +203,9 @@ class LocalPlan:
             files_sha256=digest(read),
             reload_signal="SIGHUP",
             stop_signal="SIGQUIT",
-            more_logs=(str(self.gateway / "access.log"),),
+            own_log=str(self.gateway / "access.log"),
+            # Workers that run as nobody cannot open it; at a reload the master does (deploy/gateway.py).
+            reopen_signal="SIGUSR1" if os.geteuid() else "SIGHUP",
         )
 
     def _alertmanager(self) -> Part:

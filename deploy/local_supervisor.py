@@ -168,8 +168,9 @@ class Supervisor:
             self._rotated_s = now_s
             rotate(supervisor_log(self.state))
             for one in self.running.values():
-                for log in (one.part.log, *one.part.more_logs):
-                    rotate(Path(log))
+                rotate(Path(one.part.log))
+                if one.part.own_log and not one.dead and move_aside(Path(one.part.own_log)):
+                    one.process.send_signal(signal.Signals[one.part.reopen_signal])
 
     def _restart(self, one: Running, now_s: float) -> None:
         if not one.resume_s:
@@ -265,6 +266,18 @@ def rotate(log: Path, most_bytes: int = LOG_BYTES) -> None:
     except OSError as error:
         if log.exists():
             say(f"{log} cannot be rotated: {error}")
+
+
+def move_aside(log: Path, most_bytes: int = LOG_BYTES) -> bool:
+    """Rename a log that has grown over `most_bytes` to `NAME.1`; True if its owner has to open it anew. No line is lost."""
+    try:
+        if log.stat().st_size > most_bytes:
+            log.replace(log.with_name(log.name + ".1"))
+            return True
+    except OSError as error:
+        if log.exists():
+            say(f"{log} cannot be renamed: {error}")
+    return False
 
 
 def supervise(state: Path) -> int:

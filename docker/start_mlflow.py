@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 PASSWORD_FILE = Path(os.environ.get("MLFLOW_DATABASE_PASSWORD_FILE", "/run/secrets/mlflow_database_password"))
-DATABASE = os.environ.get("MLFLOW_DATABASE", "postgresql://mlflow@postgres:5432/mlflow")
+DATABASE = os.environ.get("MLFLOW_DATABASE", "postgresql+psycopg2://mlflow@postgres:5432/mlflow")
 ALLOWED_HOSTS = os.environ.get("MLFLOW_ALLOWED_HOSTS", "mlflow:5000,127.0.0.1:*,localhost:*")
 
 if __name__ == "__main__":

@@ -308,6 +308,8 @@ def test_the_gateway_gets_every_variable_of_its_templates(tmp_path: Path) -> Non
 def test_what_nginx_writes_is_what_is_counted() -> None:
     assert environment("gateway")["CLOTLINE_ACCESS_LOG"] == "/logs/access.log"
     assert 'LOG = Path("/logs/access.log")' in (DOCKER / "start_access_metrics.py").read_text()
+    assert SERVICES["access-metrics"]["pid"] == "service:gateway"
+    assert "init" not in SERVICES["gateway"], "nginx is process number 1"
     for name in ("gateway", "access-metrics"):
         assert ("access-log", "/logs", False) in list(mounts(SERVICES[name]))
         assert [match[1] for match in VARIABLE.finditer(SERVICES[name]["user"])] == [
@@ -363,7 +365,9 @@ def test_grafana_finds_its_dashboards_and_prometheus() -> None:
 def test_mlflow_finds_its_database() -> None:
     script = (DOCKER / "start_mlflow.py").read_text()
     database = environment("postgres")
-    assert f"postgresql://{database['POSTGRES_USER']}@postgres:5432/{database['POSTGRES_DB']}" in script
+    assert (
+        f"postgresql+psycopg2://{database['POSTGRES_USER']}@postgres:5432/{database['POSTGRES_DB']}" in script
+    )
     assert database["POSTGRES_PASSWORD_FILE"] in script
     assert environment("workbench")["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert '"mlflow:5000' in script
