@@ -27,7 +27,7 @@ import functools
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 PARAMETER = "clotline_reference"
@@ -36,10 +36,10 @@ APPEARANCE_MODEL = "tile_preprocess"
 SHARE, COUNT, PATIENTS = "clotline_reference_share", "clotline_reference_count", "clotline_reference_patients"
 QUANTITIES = ("class", "confidence", "appearance")
 
-Sample = tuple[str, dict[str, str], float]
+Sample = tuple[str, Mapping[str, str], float]
 
 
-def reference_samples(model: str, parameters: Mapping[str, str]) -> list[Sample]:
+def reference_samples(model: str, parameters: Mapping[str, str]) -> list[tuple[str, dict[str, str], float]]:
     """What a public model's reference profile says.
 
     Args:
@@ -52,6 +52,20 @@ def reference_samples(model: str, parameters: Mapping[str, str]) -> list[Sample]
     """
     text = parameters.get(PARAMETER)
     return [] if text is None else [(name, dict(labels), value) for name, labels, value in _read(model, text)]
+
+
+def without_repeats(samples_of_models: Iterable[Sequence[Sample]]) -> list[Sample]:
+    """All samples of several models, but of each metric, model and quantity only those of the first who tells of it.
+
+    A repository into which tile and slide models were exported one after another has two that tell what tiles look like.
+    """
+    kept: list[Sample] = []
+    told: set[tuple[str, str | None, str | None]] = set()
+    for samples in samples_of_models:
+        subjects = [(name, labels.get("model"), labels.get("quantity")) for name, labels, _ in samples]
+        kept += [sample for sample, subject in zip(samples, subjects, strict=True) if subject not in told]
+        told.update(subjects)
+    return kept
 
 
 @functools.lru_cache(maxsize=64)

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from serving.drift_reference import reference_samples
+from serving.drift_reference import Sample, reference_samples, without_repeats
 from serving.health import Health
 from serving.processes import memory_bytes
 from serving.releases.errors import ReleaseError
@@ -23,8 +23,6 @@ from slides.model_metrics import public_name
 
 LOOK_EVERY_S = 1.0
 MEMORY_EVERY_S = 10.0
-
-Sample = tuple[str, Mapping[str, str], float]
 
 DESCRIPTIONS = {
     "clotline_ready": ("gauge", "1 while every public model was proven lately and no stub is missing"),
@@ -114,8 +112,7 @@ class SupervisorMetrics:
             found.append(("clotline_memory_bytes", {}, self._memory_bytes))
         if self._switched_at_s is not None:
             found.append(("clotline_release_switch_timestamp_seconds", {}, self._switched_at_s))
-        for name in sorted(models):
-            found += models[name]
+        found += without_repeats(models[name] for name in sorted(models))
         return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serving.drift_reference import reference_samples
+from serving.drift_reference import reference_samples, without_repeats
 
 PROFILE: dict[str, Any] = {
     "version": 1,
@@ -86,6 +86,22 @@ def test_what_is_no_profile_is_told_once(text: str, capsys: pytest.CaptureFixtur
         "serving: slide_classifier: parameter clotline_reference is no reference profile"
     )
     assert len(lines[0]) < 600
+
+
+def test_of_two_models_that_tell_how_tiles_look_the_first_is_heard() -> None:
+    other = json.loads(json.dumps(PROFILE))
+    other["appearance"]["buckets"] = {"brightness": [["0.7", 0.5], ["+Inf", 0.5]]}
+    of_models = [
+        reference_samples(name, {"clotline_reference": json.dumps(profile)})
+        for name, profile in (("slide_classifier", PROFILE), ("tile_classifier", other))
+    ]
+    kept = without_repeats(of_models)
+    edges = [labels["le"] for _, labels, _ in kept if labels.get("statistic")]
+    assert edges == ["0.6", "+Inf"]
+    assert [labels["model"] for name, labels, _ in kept if name.endswith("count")] == [
+        *("slide_classifier", "slide_classifier", "tile_preprocess", "tile_classifier", "tile_classifier")
+    ]
+    assert len(kept) == sum(map(len, of_models)) - 4
 
 
 def test_samples_can_be_changed_without_changing_the_next_ones() -> None:
