@@ -172,6 +172,7 @@ def _spec() -> ModelSpec:
 
 def _trained(directory: Path, data: Path, epochs: int) -> Path:
     """A checkpoint as training writes it, half of the patients held out."""
+    from exporters.parity import one_torch_thread
     from slides.labels import read_labels
     from training import processes, trainer
     from training.folds import split_by_patient
@@ -192,7 +193,8 @@ def _trained(directory: Path, data: Path, epochs: int) -> Path:
     records = read_labels(data, class_names=plan.spec.class_names)
     train, held_out = split_by_patient(records, folds=2, held_out_fold=0, seed=plan.seed)
     task = TileTask.load(plan, data, Split(tuple(train), (), tuple(held_out)))
-    result = trainer.train(plan, task, processes.make_accelerator(plan, []))
+    with one_torch_thread():  # two would wait for one another wherever something else runs
+        result = trainer.train(plan, task, processes.make_accelerator(plan, []))
     return task.save(
         directory, result.model, result.held_out_probabilities_NK, metrics={}, about={}, overwrite=False
     )
