@@ -24,7 +24,7 @@ ANSWERS_ROW = Row(
         Panel("Share of classes", "Of the answers of an hour.", "percentunit",
               (Query(f"sum by (model, class) (increase(clotline_predictions_total{_OF_MODEL}[1h])) / on (model) group_left () "
                      f"(sum by (model) (increase(clotline_predictions_total{_OF_MODEL}[1h])) > 0)",
-                     "{{model}} {{class}}"),), "stacked", highest=1.0),
+                     "{{model}} {{class}}"),), highest=1.0),
         Panel("Confidence", "How often the predicted class had which probability.", "none",
               (Query(f"sum by (le) (increase(clotline_prediction_confidence_bucket{_OF_MODEL}[$__rate_interval]))",
                      "{{le}}"),), "heatmap"),

@@ -25,9 +25,8 @@ NOW = Row(
     (
         Panel("Ready", "1 while every public model has been proven lately and no stub is missing.", "none",
               (Query('min by (server) (clotline_ready{server=~"$server"})', "{{server}}"),), "number", width=4),
-        Panel("Alerts", "Alerts that are firing, by severity.", "none",
-              (Query('count by (severity) (ALERTS{alertstate="firing"}) or vector(0)', "{{severity}}"),), "number",
-              width=4),
+        Panel("Alerts", "How many alerts are firing.", "none",
+              (Query('count(ALERTS{alertstate="firing"}) or vector(0)', "firing"),), "number", width=4),
         Panel("Requests", "Inference requests that the gateway answered or refused.", "reqps",
               (Query('sum(clotline:gateway_requests:rate5m{server=~"$server"})', "all"),), "number", width=4),
         Panel("Errors", "Share of them that failed through no fault of the client (5 minutes).", "percentunit",

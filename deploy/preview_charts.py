@@ -14,7 +14,7 @@ from deploy.preview_prometheus import Series
 INK, FAINT, GRID, GOOD, BAD = "#1f2933", "#616e7c", "#dfe4ea", "#3b7d3b", "#b3261e"
 COLOURS = ("#2563a8", "#c2571a", "#3b7d3b", "#7b4fa3", "#0f8b8d", "#a8326d", "#8a6d1a", "#6b7280")
 HIGH_PX = 190
-LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 58, 12, 8, 22
+LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 68, 12, 8, 22
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def lines(
     values = [value for points in layers for _, value in points if math.isfinite(value)]
     low = min([0.0, *values])
     high = max([value for value in values if value > low] or [low + 1.0])
-    high = highest if highest is not None and highest >= high else _round_up(high)
+    high = highest if highest is not None and highest >= high else _round_up(high, unit)
 
     def y(value: float) -> float:
         return HIGH_PX - BOTTOM_PX - (HIGH_PX - TOP_PX - BOTTOM_PX) * (value - low) / (high - low)
@@ -90,8 +90,12 @@ def states(canvas: Canvas, named: Sequence[tuple[str, Series]]) -> str:
     parts = []
     for row, (name, series) in enumerate(named):
         top = TOP_PX + row * high
-        points = list(series.points)
-        for (at_s, value), (until_s, _) in zip(points, [*points[1:], (canvas.end_s, 0.0)], strict=True):
+        changes = [
+            point
+            for before, point in zip([None, *series.points], series.points, strict=False)
+            if before is None or bool(before[1]) != bool(point[1])
+        ]
+        for (at_s, value), (until_s, _) in itertools.pairwise([*changes, (canvas.end_s, 0.0)]):
             left, right = canvas.x(at_s), canvas.x(until_s)
             colour = GOOD if value else BAD
             parts.append(
@@ -164,7 +168,10 @@ def _grid(canvas: Canvas, low: float, high: float, unit: str, y: Callable[[float
     return parts
 
 
-def _round_up(value: float) -> float:
+def _round_up(value: float, unit: str) -> float:
+    if unit in ("bytes", "Bps"):
+        power = 1024.0 ** math.floor(math.log(max(value, 1.0), 1024))
+        return power * _round_up(value / power, "none")
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10) if step * power >= value)
 

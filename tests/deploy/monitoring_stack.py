@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from typing import Any, ClassVar
 import pytest
 
 from deploy import certificates
+from deploy.benchmarks.guarded import free_port, running
 from deploy.errors import DeployError
 from deploy.gateway import GatewaySettings
 from deploy.keys import KeyStore, Limits
@@ -31,7 +33,7 @@ from serving.embedded import triton_home
 from serving.instances import instances
 from serving.processes import processes_of
 from serving.stubs import STUB
-from tests.deploy.gateway_stack import Stack, free_port, running, wait_for_port
+from tests.deploy.gateway_stack import Stack
 
 DOCKER = Path(__file__).parents[2] / "docker"
 ALERTMANAGER = "prometheus-alertmanager"
@@ -235,6 +237,17 @@ def _alertmanager(
     finally:
         receiver.shutdown()
         receiver.server_close()
+
+
+def wait_for_port(port: int) -> None:
+    """Until something listens there."""
+
+    def listens() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+        return False
+
+    wait_for(listens, 30, lambda: f"nothing listens on {port}")
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float, told: Callable[[], Any] = str) -> float:
