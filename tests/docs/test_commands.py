@@ -17,7 +17,7 @@ FOLDERS = ("docs", "tests", "docker", "model_repository")
 RUN_BY_HAND = ("bash", "sh", "console", "")
 # Options of other programs that a page names by themselves.
 FOREIGN_OPTIONS = {
-    "tritonserver": {"--rate-limit", "--http-max-input-size"},
+    "tritonserver": {"--rate-limit", "--http-max-input-size", "--metrics-config"},
     "accelerate launch": {"--quiet", "--multi_gpu", "--num_processes", "--num_machines"},
     "accelerate launch, several machines": {"--main_process_ip", "--main_process_port", "--machine_rank"},
     "torchrun": {"--node_rank"},

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,10 @@ def test_no_secret_is_in_the_tree() -> None:
     ).stdout
     files = [Path(name) for name in listed.split("\0") if name and (ROOT / name).is_file()]
     assert len(files) > 300
-    done = secrets_in(*[path for path in files if path.name != ".secrets.baseline"])
-    assert done.returncode == 0, done.stdout
+    files.remove(Path(".secrets.baseline"))
+    with ThreadPoolExecutor(2) as pool:
+        halves = list(pool.map(lambda first: secrets_in(*files[first::2]), (0, 1)))
+    assert [done.stdout for done in halves if done.returncode] == []
 
 
 @pytest.mark.parametrize(
