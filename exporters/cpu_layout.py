@@ -1,8 +1,9 @@
 """How many instances of a network serve on a CPU, and how many tiles they gather: chosen from how long its tiles take.
 
-A network that takes as long as the machine has cores for gets them all. One of a millisecond a tile does not: its instances
-would take the cores from preprocessing and from each other, and what an execution costs besides the network (two hops
-between processes) weighs as much as the network itself. Figures: docs/performance.md.
+A network that takes long gets an instance a core, and two tiles at a time. One of a millisecond or two gets as many instances
+as it can keep busy beside preprocessing, four tiles at a time, and one thread also when it is alone: what an execution costs
+besides the network (hops between processes, threads that wait for one another) would weigh as much as the network itself.
+Figures: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from exporters.triton_config import CPU_DYNAMIC_BATCH
 from slides.decode import decode_tile, encode_tile
 from slides.spec import ModelSpec
 
+FAST_MS = 4.0
+"""A network that takes less than this for a tile, in one thread, is a fast one."""
 SERVER_MS = 1.0
 """CPU time that the server itself takes for a request, whatever the network: measured by `python -m perf bench`."""
 BUSIEST = 0.9
 """Of its time, what an instance may be busy at full load."""
 FAST_GATHERED = 4
 ALONE_PARAMETER = "alone_thread_count"
+NOISE = 7.0
+"""With it a JPEG has about half a byte a pixel, as one of tissue has; decoding takes as long."""
 _DECODES = 5
 
 
@@ -54,24 +59,20 @@ def cpu_layout(cores: int, network_ms: float | None, preprocess_ms: float) -> Cp
         network_ms: of one tile, in one thread; None where it is not known.
         preprocess_ms: of one tile.
     """
-    if network_ms is not None:
-        share = network_ms / (network_ms + preprocess_ms + SERVER_MS)
-        needed = max(1, math.ceil(cores * share / BUSIEST))
-        if needed < cores:
-            return CpuLayout(needed, FAST_GATHERED, alone=False)
-    return CpuLayout(cores, CPU_DYNAMIC_BATCH, alone=True)
+    if network_ms is None or network_ms >= FAST_MS:
+        return CpuLayout(cores, CPU_DYNAMIC_BATCH, alone=True)
+    share = network_ms / (network_ms + preprocess_ms + SERVER_MS)
+    return CpuLayout(math.ceil(cores * share / BUSIEST), FAST_GATHERED, alone=False)
 
 
 def preprocess_ms(spec: ModelSpec) -> float:
-    """Time in which this machine decodes and resizes a tile of the kind that clients cut, the least of several."""
+    """CPU time in which this machine decodes and resizes a tile of the kind that clients cut, the least of several."""
     side_px = spec.tile_size_px
-    blotches_HWC = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    repeats = -(-side_px // 16)
-    tile_HWC = np.kron(blotches_HWC, np.ones((repeats, repeats, 1), np.uint8))[:side_px, :side_px]
-    tile = encode_tile(np.ascontiguousarray(tile_HWC), spec.jpeg_quality)
+    noise_HWC = np.random.default_rng(0).normal(150, NOISE, (side_px, side_px, 3))
+    tile = encode_tile(noise_HWC.clip(0, 255).astype(np.uint8), spec.jpeg_quality)
     times_ms = []
     for _ in range(_DECODES):
-        started_s = time.perf_counter()
+        started_s = time.process_time()
         decode_tile(tile, spec.input_size_px)
-        times_ms.append(1000 * (time.perf_counter() - started_s))
+        times_ms.append(1000 * (time.process_time() - started_s))
     return min(times_ms)
