@@ -32,6 +32,9 @@ parameter whose whole value is the name of a model."""
 BAG_EDGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 DECODE_EDGES_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 
+_KEPT: list[
+    Any
+] = []  # families and metrics, for as long as the process lives: deleting one removes it for all stubs
 _RELEASE = re.compile(r"__r[0-9]+$")
 
 
@@ -136,6 +139,7 @@ class ModelMetrics:
         try:
             for instrument, series in self._wanted:
                 metrics = [self._metric(*each) for each in series]
+                _KEPT.extend(metrics)
                 self._shown.append((instrument, metrics, [0.0] * len(metrics)))
         except Exception as error:  # whatever it is, requests go on; never tried again (docs/metrics.md)
             self._say(error)
@@ -152,6 +156,7 @@ class ModelMetrics:
             self._families[name] = self._pb_utils.MetricFamily(
                 name=name, description=description, kind=self._pb_utils.MetricFamily.COUNTER
             )
+            _KEPT.append(self._families[name])
         return self._families[name].Metric(labels=labels)
 
     def _tell(self) -> None:

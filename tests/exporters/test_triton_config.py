@@ -19,6 +19,8 @@ from exporters.triton_config import (
     preprocess_config,
     to_text,
 )
+from serving.releases.configs import references, renamed
+from slides.model_metrics import ANSWERS_FOR
 
 
 def preprocess() -> ModelConfig:
@@ -113,3 +115,14 @@ def test_labels_are_a_class_a_line() -> None:
     assert labels_text(["CE", "large artery"]) == "CE\nlarge artery\n"
     with pytest.raises(RepositoryError, match="line break"):
         labels_text(["CE", "two\nlines"])
+
+
+def test_a_network_says_whose_answers_it_gives_and_a_live_server_leaves_that_alone(fmt: ServedFormat) -> None:
+    config = network(fmt, answers_for=("tile_classifier", ("CE", 'a "b"', "c")))
+    told = json.loads(config.parameters[ANSWERS_FOR].string_value)
+    assert told == {"model": "tile_classifier", "classes": ["CE", 'a "b"', "c"]}
+    assert from_text(to_text(config), origin="x") == config
+    models = {config.name, "tile_classifier"}
+    assert renamed(config, models, 7, "id").parameters[ANSWERS_FOR] == config.parameters[ANSWERS_FOR]
+    assert references(config, models) == set(), "a network asks nobody"
+    assert ANSWERS_FOR not in network(fmt).parameters
