@@ -34,10 +34,10 @@ NO_KEY = "none"
 _MOST_KEYS = 1000
 _MOST_LINE_BYTES = 64 << 10
 _CHUNK_BYTES = 1 << 18
-# grpc/statuscodes.md; the HTTP status of the same meaning (google.rpc.Code)
+# grpc/statuscodes.md, and the HTTP status of the same meaning (google.rpc.Code). 12, UNIMPLEMENTED, is the asker's mistake.
 HTTP_STATUS_OF_GRPC = {
     0: 200, 1: 499, 2: 500, 3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429,
-    9: 400, 10: 409, 11: 400, 12: 501, 13: 500, 14: 503, 15: 500, 16: 401,
+    9: 400, 10: 409, 11: 400, 12: 404, 13: 500, 14: 503, 15: 500, 16: 401,
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from deploy.access_metrics import AccessMetrics
 from deploy.benchmarks.guarded import Target, free_port, running
 from deploy.benchmarks.load import Connection
 from deploy.errors import GatewayError, UsageError
-from deploy.gateway import GatewaySettings, reload, render, reopen_logs, running_pid
+from deploy.gateway import CHECKOUT, TEMPLATES, GatewaySettings, reload, render, reopen_logs, running_pid
 from deploy.gateway_reload import reload_gateways
 from deploy.keys import Limits
 from perf.http_load import infer_request
@@ -194,9 +195,22 @@ def test_impossible_settings_are_told_and_nothing_is_written(tmp_path: Path) -> 
 
 
 def test_every_variable_of_the_templates_is_documented() -> None:
-    from deploy.gateway import CHECKOUT
-
     documented = (CHECKOUT / "docs" / "gateway.md").read_text()
     settings = GatewaySettings(Path("d"), Path("k"), Path("c"), Path("ck"))
     missing = [name for name in settings.variables() if name not in documented]
     assert missing == []
+
+
+def test_templates_and_settings_know_the_same_variables(tmp_path: Path) -> None:
+    settings = GatewaySettings(tmp_path / "g", tmp_path / "k", tmp_path / "c", tmp_path / "ck")
+    used = {
+        name
+        for path in TEMPLATES.rglob("*.template")
+        for name in re.findall(r"\$\{(\w+)\}", path.read_text())
+    }
+    assert used == set(settings.variables())
+    render(settings)
+    rendered = [path.read_text() for path in (tmp_path / "g").rglob("*.conf")]
+    assert len(rendered) == len(list(TEMPLATES.rglob("*.template")))
+    assert not any(re.search(r"\$\{CLOTLINE_\w", text) for text in rendered)
+    assert any("$clotline_request_id" in text for text in rendered)  # nginx's own variables are left alone
