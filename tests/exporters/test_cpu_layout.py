@@ -1,0 +1,39 @@
+"""Instances and batches by what a network's tiles take."""
+
+from __future__ import annotations
+
+import pytest
+
+from exporters.cpu_layout import FAST_MS, CpuLayout, cpu_layout, preprocess_ms
+from exporters.triton_config import CPU_DYNAMIC_BATCH
+from slides.spec import ModelSpec
+
+
+@pytest.mark.parametrize("network_ms", [None, FAST_MS, 18.0])
+def test_a_network_that_takes_long_or_is_unknown_gets_every_core(network_ms: float | None) -> None:
+    assert cpu_layout(4, network_ms, 1.2) == CpuLayout(4, CPU_DYNAMIC_BATCH, alone=True)
+
+
+def test_a_fast_network_gets_the_instances_that_it_keeps_busy_and_never_none_or_more_than_cores() -> None:
+    assert cpu_layout(2, 1.4, 1.2).instances == 1
+    assert cpu_layout(2, 2.4, 1.2).instances == 2
+    for cores in (1, 2, 16):
+        counts = [cpu_layout(cores, 0.1 * step, 1.2).instances for step in range(1, 40)]
+        assert counts == sorted(counts)
+        assert 1 <= counts[0]
+        assert counts[-1] <= cores
+    assert cpu_layout(2, 1.4, 1.2).gathered > CPU_DYNAMIC_BATCH
+
+
+def test_only_a_slow_network_keeps_the_threads_of_a_lone_execution() -> None:
+    parameters = {"intra_op_thread_count": "1", "alone_thread_count": "0"}
+    assert cpu_layout(2, 18.0, 1.2).parameters(parameters) == parameters
+    assert cpu_layout(2, 1.4, 1.2).parameters(parameters) == {"intra_op_thread_count": "1"}
+
+
+def test_a_larger_tile_takes_longer_to_decode() -> None:
+    def spec(side_px: int) -> ModelSpec:
+        return ModelSpec(class_names=("CE", "LAA"), tile_size_px=side_px, um_per_px=0.5, input_size_px=64,
+                         tiles_per_slide=4, min_tissue_share=0.5)  # fmt: skip
+
+    assert 0 < preprocess_ms(spec(64)) < preprocess_ms(spec(1024))
