@@ -25,7 +25,6 @@ from deploy.local_plan import LocalPlan, check_programs
 from deploy.local_settings import LOOPBACK, PORT_NAMES, LocalSettings
 from deploy.local_state import (
     Stack,
-    choose_ports,
     holding,
     make_state,
     processes_of_stack,
@@ -36,6 +35,7 @@ from deploy.local_state import (
 )
 from deploy.local_supervisor import PLAN, supervisor_log
 from serving.embedded import CHECKOUT
+from serving.ports import free_ports
 from serving.processes import INSTANCE_VARIABLE, start_time_ticks
 
 STOP_S = 60.0
@@ -134,6 +134,8 @@ def _change(order: Order, stack: Stack) -> dict[str, Any]:
         if changed:
             say(f"it is up; what has changed: {', '.join(changed)}")
             _apply(state, stack, Plan(running.generation + 1, parts))
+        else:
+            _follow(state, stack, running.generation)  # an `up` that was killed may have left it on its way
         if order.settings.get("release") and not moved:
             _release(new, Path(str(settings.release)))
     except BaseException:
@@ -168,7 +170,7 @@ def _free(settings: LocalSettings, before: LocalSettings, *, all_of_them: bool) 
     if settings.gateway_host != before.gateway_host:
         mine.discard("gateway")  # its own port on another address
     hosts = {name: settings.gateway_host if name == "gateway" else LOOPBACK for name in PORT_NAMES}
-    found = choose_ports(
+    found = free_ports(
         {n.replace("_", "-"): (hosts[n], getattr(settings.ports, n)) for n in PORT_NAMES if n in mine}
     )
     return replace(settings.ports, **{name.replace("-", "_"): port for name, port in found.items()})
@@ -273,10 +275,10 @@ def down(state: Path, timeout_s: float) -> dict[str, Any]:
 
 
 def _make_first_key(plan: LocalPlan) -> Path | None:
-    """A first client and its key, in a file for its owner alone, where there are none. None if there are clients already."""
+    """A first client and its key, in a file for its owner alone, where there never was one; that file, None if it is gone."""
     file = plan.keys.directory / f"{FIRST_CLIENT}.key"
-    if plan.keys.clients():
-        return file if file.exists() else None
+    if (plan.keys.directory / "keys.json").exists():
+        return file if file.exists() and FIRST_CLIENT in plan.keys.clients() else None
     secret = plan.keys.add(FIRST_CLIENT, Limits())
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
         out.write(secret + "\n")

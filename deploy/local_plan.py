@@ -27,7 +27,7 @@ from serving.embedded import CHECKOUT
 DOCKER = CHECKOUT / "docker"
 INSTALL = "Debian and Ubuntu: apt-get install nginx prometheus prometheus-alertmanager"
 ALERTMANAGERS = ("prometheus-alertmanager", "alertmanager")
-ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104  # nosec B104  told by name, never a default
+ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104  told by name, never a default  # nosec B104
 CHECK_S = 30.0
 
 

@@ -20,9 +20,8 @@ import json
 import os
 import shutil
 import signal
-import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,35 +167,3 @@ def remove_run_time(state: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-def choose_ports(wanted: Mapping[str, tuple[str, int]]) -> dict[str, int]:
-    """Check that the ports are free, and find free ones for 0.
-
-    Args:
-        wanted: name of each port, as its option has it, to address and number.
-
-    Raises DeployError naming the port that is taken or asked for twice.
-    """
-    asked = [port for _, port in wanted.values() if port]
-    if len(set(asked)) < len(asked):
-        raise DeployError(f"the ports must differ, not {sorted(asked)}.")
-    held, chosen = [], {}
-    try:
-        for name, (host, port) in sorted(wanted.items(), key=lambda item: item[1][1] == 0):
-            holder = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-            held.append(holder)
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                holder.bind((host, port))
-                holder.listen(1)
-            except (OSError, OverflowError) as error:
-                raise DeployError(
-                    f"port {port} on {host} cannot be used: {error}. Stop what listens there, or choose another "
-                    f"one: --{name}-port N (0 takes a free one)."
-                ) from error
-            chosen[name] = holder.getsockname()[1]
-    finally:
-        for holder in held:
-            holder.close()
-    return chosen

@@ -20,4 +20,4 @@ if __name__ == "__main__":
     command = ["mlflow", "server", "--host", "0.0.0.0", "--port", "5000", "--workers", "1"]  # noqa: S104  # nosec B104
     command += ["--backend-store-uri", DATABASE, "--artifacts-destination", "/artifacts"]
     command += ["--allowed-hosts", ALLOWED_HOSTS]
-    os.execvpe(command[0], command, {**os.environ, "PGPASSWORD": password})  # noqa: S606  # nosec B606
+    os.execvpe(command[0], command, {**os.environ, "PGPASSWORD": password})  # noqa: S606

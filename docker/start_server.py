@@ -22,4 +22,4 @@ if __name__ == "__main__":
     except (ServingError, SlidesError, OSError) as error:
         sys.exit(f"error: {error}")
     command = [sys.executable, "-m", "serving", "up", "--host", "0.0.0.0"]  # noqa: S104  # nosec B104
-    os.execv(sys.executable, [*command, "--live", str(live), *sys.argv[1:]])  # noqa: S606  # nosec B606
+    os.execv(sys.executable, [*command, "--live", str(live), *sys.argv[1:]])  # noqa: S606

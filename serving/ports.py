@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from serving.errors import PortInUse
@@ -34,6 +35,20 @@ def choose_ports(options: UpOptions) -> Addresses:
         "metrics": (options.host, options.metrics_port),
         "health": (options.host, health_port),
     }
+    chosen = free_ports(wanted)
+    return Addresses(
+        options.host, http_host, chosen["http"], chosen["grpc"], chosen["metrics"], chosen["health"]
+    )
+
+
+def free_ports(wanted: Mapping[str, tuple[str, int]]) -> dict[str, int]:
+    """Check that ports are free, and find free ones for 0.
+
+    Args:
+        wanted: what a port is for, as in its option `--<what>-port`, to address and number.
+
+    Raises PortInUse naming the port, or the address that this machine does not have.
+    """
     asked = [port for _, port in wanted.values() if port]
     if len(set(asked)) < len(asked):
         raise PortInUse(f"the ports must differ, not {asked}.")
@@ -55,6 +70,4 @@ def choose_ports(options: UpOptions) -> Addresses:
     finally:
         for holder in held:
             holder.close()
-    return Addresses(
-        options.host, http_host, chosen["http"], chosen["grpc"], chosen["metrics"], chosen["health"]
-    )
+    return chosen
