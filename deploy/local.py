@@ -205,7 +205,7 @@ def _apply(state: Path, stack: Stack, plan: Plan) -> None:
 
 def _follow(state: Path, stack: Stack, generation: int) -> None:
     """Say which parts become ready until the plan is settled. Raises DeployError with the supervisor's words if it fails."""
-    said: dict[str, tuple[int, bool]] = {}
+    said = {name: (part["pid"], part["ready"]) for name, part in read_status(state).get("parts", {}).items()}
     started_s = time.monotonic()
     while True:
         ended = not stack.lives

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 ANSWER_S = 2.0
+LONGEST_REASON = 300
 
 
 @dataclass(frozen=True)
@@ -115,5 +116,8 @@ def why_not_ready(part: Part) -> str:
         return f"{part.ready_url}: {error}"
     if status == http.client.OK:
         return ""
-    told = " ".join(body.decode(errors="replace").split())[:200]
-    return f"{part.ready_url} answers {status}: {told}"
+    try:
+        told = str(json.loads(body)["reason"])
+    except (ValueError, KeyError, TypeError):
+        told = " ".join(body.decode(errors="replace").split())
+    return f"{part.ready_url} answers {status}: {told[:LONGEST_REASON]}"

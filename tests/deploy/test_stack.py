@@ -25,6 +25,7 @@ from clients import SlideClient
 from clients.errors import ClientError
 from deploy.local_parts import fetch
 from deploy.local_settings import PORT_NAMES
+from deploy.local_state import read_status
 from serving.benchmarks.tiny_release import make_release
 from serving.embedded import CHECKOUT, triton_home
 from serving.processes import start_time_ticks
@@ -70,12 +71,19 @@ class Machine:
     before: list[str]
     taken: list[str]
 
-    def deploy(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    def words(self, *words: str | Path) -> list[str]:
         """`python -m deploy ...`."""
+        return [*self.before, sys.executable, "-m", "deploy", *map(str, words)]
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "CLOTLINE_TRITON_HOME": str(self.top / "home"), "HOME": str(self.top)}
+
+    def deploy(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        """`python -m deploy ...`, to its end."""
         return subprocess.run(
-            [*self.before, sys.executable, "-m", "deploy", *map(str, words)],
+            self.words(*words),
             cwd=CHECKOUT,
-            env={**os.environ, "CLOTLINE_TRITON_HOME": str(self.top / "home"), "HOME": str(self.top)},
+            env=self.environment(),
             capture_output=True,
             text=True,
             timeout=280,
@@ -287,6 +295,14 @@ def test_a_start_that_fails_leaves_nothing(stack: Up) -> None:
         assert "Traceback" not in done.stderr
         assert [path.name for path in state.iterdir()] == ["logs"]
         assert len(machine.processes()) == running
+    with subprocess.Popen(machine.words("up", "--state", state, "--release", stack.releases["a"], *ANY_PORT),
+                          cwd=CHECKOUT, env=machine.environment(), stderr=subprocess.PIPE, text=True) as interrupted:  # fmt: skip
+        wait_for(lambda: "triton" in read_status(state).get("parts", {}))
+        interrupted.terminate()
+        told = interrupted.communicate()[1]
+    assert interrupted.returncode == 130
+    assert "rolled back" in told
+    assert [path.name for path in state.iterdir()] == ["logs"]
     assert not any("another state" in words for words in machine.processes())
 
 
@@ -303,6 +319,7 @@ def test_metrics_are_in_prometheus_and_every_alert_is_quiet(stack: Up) -> None:
         'sum(clotline_gateway_requests_total{route="infer",status="200",key="first.1",protocol="http"}) > 0',
         'sum(clotline_gateway_requests_total{route="infer",status="200",key="first.1",protocol="grpc"}) > 0',
         "sum(nv_inference_request_success) > 0",
+        "sum(clotline_tile_appearance_count) > 0",
         "clotline_ready == 1",
         "clotline_certificate_expiry_timestamp_seconds > time() + 86400",
     ):
