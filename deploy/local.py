@@ -137,7 +137,9 @@ def _change(order: Order, stack: Stack) -> dict[str, Any]:
         else:
             _follow(state, stack, running.generation)  # an `up` that was killed may have left it on its way
         if order.settings.get("release") and not moved:
+            served = serves(new.live)
             _release(new, Path(str(settings.release)))
+            changed += ["release"] if serves(new.live) != served else []
     except BaseException:
         say("that failed; what ran before is put back")
         old.write_files()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 import yaml
 
 from deploy import containers
-from deploy.gateway import GatewaySettings
+from deploy.gateway import GatewaySettings, check
 from serving.embedded import CHECKOUT
 
 DOCKER = CHECKOUT / "docker"
@@ -303,6 +304,30 @@ def test_the_gateway_gets_every_variable_of_its_templates(tmp_path: Path) -> Non
     for name in ("CERTIFICATE", "CERTIFICATE_KEY", "KEYS"):
         inside = given[f"CLOTLINE_{name}"].removeprefix("/secrets/")
         assert (tmp_path / "secrets" / inside).is_file(), inside
+
+
+@pytest.mark.skipif(
+    not shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"), reason="nginx is not installed"
+)
+def test_nginx_takes_its_templates_with_the_values_of_compose(tmp_path: Path) -> None:
+    """What the nginx image does with them (envsubst), but for places and names that are in containers only."""
+    values = {
+        name: VARIABLE.sub(lambda match: EXAMPLE[match[1]], str(value))
+        for name, value in environment("gateway").items()
+    }
+    containers.make_secrets(tmp_path / "secrets", ())
+    for directory in ("logs", "scratch"):
+        (tmp_path / directory).mkdir()
+    templates = DOCKER / "nginx" / "templates"
+    for template in templates.rglob("*.template"):
+        text = template.read_text()
+        for name, value in values.items():
+            here = re.sub(r"^/(secrets|logs|scratch)", f"{tmp_path}/\\1", value)
+            text = text.replace(f"${{{name}}}", here.replace("triton:", "127.0.0.1:"))
+        target = tmp_path / "nginx" / template.relative_to(templates).with_suffix("")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+    check(tmp_path / "nginx" / "nginx.conf")
 
 
 def test_what_nginx_writes_is_what_is_counted() -> None:

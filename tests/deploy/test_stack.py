@@ -252,7 +252,7 @@ def test_another_release_moves_in_without_a_restart(stack: Up) -> None:
     said = stack.machine.up("--release", stack.releases["b"])
     assert said["release_id"] == json.loads((stack.releases["b"] / "release.json").read_text())["release_id"]
     assert said["release_id"] != stack.said["release_id"]
-    assert said["pids"] == pids
+    assert (said["changed"], said["pids"]) == (["release"], pids)
     after = stack.classify()
     assert after.model_version != before.model_version
     assert after.probabilities["CE"] > before.probabilities["CE"] + 0.1
