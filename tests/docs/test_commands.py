@@ -39,6 +39,7 @@ PROGRAMS_WITH_COMMANDS = (
     "exporters.benchmarks",
     "perf",
     "deploy",
+    "deploy.benchmarks",
 )
 
 

@@ -18,7 +18,19 @@ from tests.serving.conftest import launching
 from tests.serving.public_model import SPEC, make_public
 
 # What a block takes for granted: the sentence before it says what it is.
-GIVEN = {"goes_on", "tiles", "image_id", "row", "options", "plan", "out", "data", "scores", "images_NHWC"}
+GIVEN = {
+    "KEY",
+    "goes_on",
+    "tiles",
+    "image_id",
+    "row",
+    "options",
+    "plan",
+    "out",
+    "data",
+    "scores",
+    "images_NHWC",
+}
 
 
 def python_blocks(page: Page) -> Iterator[Code]:
