@@ -15,19 +15,40 @@ def _histogram_quantile(share: float, metric: str, selector: str) -> Query:
     return Query(expr, f"p{share * 100:.0f} {{{{model}}}}")
 
 
+PREDICTIONS = Panel(
+    "Predictions by class",
+    "Answers a second, by the class with the highest probability.",
+    "ops",
+    (
+        Query(
+            f"sum by (model, class) (rate(clotline_predictions_total{_OF_MODEL}[$__rate_interval]))",
+            "{{model}} {{class}}",
+        ),
+    ),
+    "stacked",
+)
+CONFIDENCE = Panel(
+    "Confidence",
+    "How often the predicted class had which probability.",
+    "none",
+    (
+        Query(
+            f"sum by (le) (increase(clotline_prediction_confidence_bucket{_OF_MODEL}[$__rate_interval]))",
+            "{{le}}",
+        ),
+    ),
+    "heatmap",
+)
+
 ANSWERS_ROW = Row(
     "Answers",
     (
-        Panel("Predictions by class", "Answers a second, by the class with the highest probability.", "ops",
-              (Query(f"sum by (model, class) (rate(clotline_predictions_total{_OF_MODEL}[$__rate_interval]))",
-                     "{{model}} {{class}}"),), "stacked"),
+        PREDICTIONS,
         Panel("Share of classes", "Of the answers of an hour.", "percentunit",
               (Query(f"sum by (model, class) (increase(clotline_predictions_total{_OF_MODEL}[1h])) / on (model) group_left () "
                      f"(sum by (model) (increase(clotline_predictions_total{_OF_MODEL}[1h])) > 0)",
                      "{{model}} {{class}}"),), highest=1.0),
-        Panel("Confidence", "How often the predicted class had which probability.", "none",
-              (Query(f"sum by (le) (increase(clotline_prediction_confidence_bucket{_OF_MODEL}[$__rate_interval]))",
-                     "{{le}}"),), "heatmap"),
+        CONFIDENCE,
         Panel("Mean confidence", "Of the predicted class.", "percentunit",
               (Query(f"sum by (model, class) (rate(clotline_prediction_confidence_sum{_OF_MODEL}[$__rate_interval])) "
                      f"/ (sum by (model, class) (rate(clotline_prediction_confidence_count{_OF_MODEL}[$__rate_interval])) > 0)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deploy.dashboards import PUBLIC_MODEL, Dashboard, Panel, Query, Row
+from deploy.dashboards_answers import CONFIDENCE, PREDICTIONS
 
 _GATEWAY = 'clotline_gateway_requests_total{server=~"$server",route="infer"}'
 _DURATION = 'clotline_gateway_request_duration_seconds_bucket{server=~"$server",route="infer"}'
@@ -86,12 +87,8 @@ ERRORS = Row(
 ANSWERED = Row(
     "Answers",
     (
-        Panel("Predictions by class", "Answers a second, by the class with the highest probability.", "ops",
-              (Query('sum by (model, class) (rate(clotline_predictions_total{server=~"$server",model=~"$model"}'
-                     "[$__rate_interval]))", "{{model}} {{class}}"),), "stacked"),
-        Panel("Confidence", "How often the predicted class had which probability.", "none",
-              (Query("sum by (le) (increase(clotline_prediction_confidence_bucket"
-                     '{server=~"$server",model=~"$model"}[$__rate_interval]))', "{{le}}"),), "heatmap"),
+        PREDICTIONS,
+        CONFIDENCE,
         Panel("Batch sizes", "Tiles in one execution of a model, on average.", "none",
               (Query('max by (model) (clotline:model_batch_size:5m{server=~"$server"})', "{{model}}"),)),
     ),

@@ -239,6 +239,21 @@ def _alertmanager(
         receiver.server_close()
 
 
+@contextmanager
+def under_load(ask: Callable[[threading.Event, int], None], clients: int) -> Iterator[None]:
+    """So many threads of `ask(stop, number)`, which returns when `stop` is set, until the block ends."""
+    stop = threading.Event()
+    threads = [threading.Thread(target=ask, args=(stop, number), daemon=True) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(20)
+
+
 def wait_for_port(port: int) -> None:
     """Until something listens there."""
 

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deploy.__main__ import COMMANDS
 from deploy.commands.dashboards import DIRECTORY
 from deploy.dashboards import UNITS, Dashboard, Panel, dashboards, with_variables
 from deploy.errors import DeployError
 from deploy.preview_charts import Canvas, heatmap, lines, shown, states
 from deploy.preview_prometheus import Prometheus, Series, legend
+from serving.commands import main
 
 grafana = pytest.importorskip(
     "deploy.dashboards_grafana", reason="grafana-foundation-sdk needs Python 3.11", exc_type=DeployError
@@ -119,6 +121,17 @@ def test_provisioning_finds_source_and_files() -> None:
     assert provider["type"] == "file"
 
 
+def test_docs_say_which_panels_were_not_run_on_a_gpu() -> None:
+    told = (
+        (ROOT / "docs" / "monitoring.md")
+        .read_text()
+        .partition("**Not run by us on a GPU**")[2]
+        .partition("\n- ")[0]
+    )
+    titles = {panel.title for _, panel in all_panels() if any(query.needs_gpu for query in panel.queries)}
+    assert set(re.findall(r"\*([^*]+)\*", told)) == titles
+
+
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
 def test_gpu_panels_with_synthetic_series(tmp_path: Path) -> None:
     """What no machine of ours can answer: promtool evaluates the expressions over series as Triton names them."""
@@ -206,3 +219,22 @@ def test_prometheus_that_is_not_there_or_refuses_is_one_clear_error() -> None:
         Prometheus("127.0.0.1:9090")
     with pytest.raises(DeployError, match="no answer of Prometheus"):
         Prometheus("http://127.0.0.1:1").now("up")
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "said"),
+    [
+        (["--minutes", "0"], 2, "--minutes 0"),
+        (["--prometheus", "localhost:9090"], 2, "must start with http"),
+        (["--prometheus", "http://127.0.0.1:1"], 1, "no answer of Prometheus"),
+    ],
+)
+def test_preview_that_cannot_be_drawn_is_one_line_and_no_file(
+    words: list[str], exit_code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    assert main(None, COMMANDS, ["preview", "--out", str(page), *words]) == exit_code
+    told = capsys.readouterr().err.strip()
+    assert said in told
+    assert told.count("\n") == 0
+    assert not page.exists()

@@ -34,6 +34,7 @@ from tests.deploy.monitoring_stack import (
     needs_alertmanager,
     needs_prometheus,
     tensor_body,
+    under_load,
     wait_for,
     watched,
 )
@@ -43,6 +44,7 @@ RULES = DOCKER / "prometheus" / "rules"
 GPU_ALERTS = {"GpuMemoryShort"}
 """Not asked here: no GPU. promtool fires and clears them with synthetic series."""
 SLIDE = "/v2/models/slide_classifier/infer"
+CLIENTS = 3
 TIMEOUT_S = 60
 
 
@@ -66,17 +68,8 @@ def live(untrained_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     with watched(directory, serve, alertmanager=True) as found:
         tiles = [path.read_bytes() for path in sorted((release / "golden").glob("*.jpg"))]
         found.kill_a_stub("tile_preprocess")
-        stop = threading.Event()
-        threads = [
-            threading.Thread(target=_load, args=(found, tiles, stop, number), daemon=True)
-            for number in range(3)
-        ]
-        for thread in threads:
-            thread.start()
-        yield found
-        stop.set()
-        for thread in threads:
-            thread.join(20)
+        with under_load(lambda stop, number: _load(found, tiles, stop, number), CLIENTS):
+            yield found
 
 
 def _cache() -> list[str]:

@@ -24,6 +24,7 @@ from tests.deploy.monitoring_stack import (
     every_second,
     needs_alertmanager,
     needs_prometheus,
+    under_load,
     wait_for,
     watched,
 )
@@ -54,15 +55,12 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """A tiny classifier that a few clients ask, a few times a second each."""
     directory = tmp_path_factory.mktemp("live")
     repository = make_release(directory / "release", bias=-1.0) / "models"
-    with watched(directory, ["--repository", str(repository)], rewrite=quick, alertmanager=True) as found:
-        stop = threading.Event()
-        threads = [threading.Thread(target=_load, args=(found, stop), daemon=True) for _ in range(CLIENTS)]
-        for thread in threads:
-            thread.start()
+    serve = ["--repository", str(repository)]
+    with (
+        watched(directory, serve, rewrite=quick, alertmanager=True) as found,
+        under_load(lambda stop, _: _load(found, stop), CLIENTS),
+    ):
         yield found
-        stop.set()
-        for thread in threads:
-            thread.join(20)
 
 
 def _load(found: Watched, stop: threading.Event) -> None:
