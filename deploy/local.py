@@ -89,9 +89,9 @@ def _start(order: Order) -> dict[str, Any]:
     stack = Stack(f"{os.getpid()}-{secrets.token_hex(3)}", 0, 0, plan.server_name, settings.as_json())
     try:
         write_stack(state, stack)
+        certificates.make(plan.certificate.directory, plan.certificate_names)
         if not settings.repository:
             bring_in(plan.live, Path(settings.release) if settings.release else None)
-        certificates.make(plan.certificate.directory, plan.certificate_names)
         key_file = _make_first_key(plan)
         plan.write_files()
         Plan(1, plan.parts()).write(state / PLAN)
