@@ -23,6 +23,7 @@ COMMANDS = {
     "bench": Command("perf.bench", "the served models against that limit, in alternation"),
     "slides": Command("perf.slides", "whole slides against that limit"),
     "report": Command("perf.report", "the standard work measured, as a page with plots"),
+    "bars": Command("perf.bars", "all that a release promises, measured, as one table"),
 }
 
 

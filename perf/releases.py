@@ -63,7 +63,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_release(
-    directory: Path, architecture: str, *, formats: str, size_px: int, bias: float, instances: int
+    directory: Path,
+    architecture: str,
+    *,
+    formats: str = "onnx",
+    size_px: int = 224,
+    bias: float = 0.0,
+    instances: int | None = None,
 ) -> None:
     """Write a release, whole or not at all.
 
@@ -73,7 +79,7 @@ def make_release(
         formats: as of an export.
         size_px: side of the network's input.
         bias: added to the logit of the first class.
-        instances: executions of the network at the same time.
+        instances: executions of the network at the same time; None: the cores of this machine.
 
     Raises:
         PerfInputError: an unknown architecture or impossible number.
@@ -83,7 +89,7 @@ def make_release(
     with tempfile.TemporaryDirectory(prefix="clotline-release-", dir=directory.parent) as scratch:
         checkpoint = _random_checkpoint(Path(scratch), architecture, size_px, bias)
         command = [sys.executable, "-m", "exporters", "export", str(checkpoint), "--release", str(directory),
-                   "--formats", formats, "--instances", str(instances), "--without-server"]  # fmt: skip
+                   "--formats", formats, "--instances", str(instances or cores()), "--without-server"]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace")
         if done.returncode:
             told = done.stderr.strip().rpartition("error: ")[2] or "it said nothing"

@@ -66,6 +66,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     requests = slide_requests(options.classifier, tiles, options.tiles_a_slide)
     limits: list[Sample] = []
     turns: dict[int, list[dict[str, float]]] = {int(number): [] for number in numbers}
+    checked, largest = 0, 0.0
     with tempfile.TemporaryDirectory(prefix="clotline-slides-") as scratch:
         files = write_tiles(scratch, tiles)
         layout = best(try_layouts(work, throughput_layouts(cores()), files, 1.0, 2), by_latency=False)
@@ -76,12 +77,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                     limits.append(loop.run(options.seconds))
                     progress.update()
                     for slides, found in turns.items():
-                        found.append(_turn(server, requests, slides, options, limits[-1]))
+                        figures, answers = _turn(server, requests, slides, options, limits[-1])
+                        found.append(figures)
+                        checked, largest = checked + len(answers), max(largest, _check(answers))
                         progress.update()
     return {
         "limit_per_s": round(statistics.median(sample.tiles_per_s for sample in limits), 2),
         "limit_cpu_s_per_1000": round(statistics.median(sample.cpu_s_per_1000 for sample in limits), 3),
         "ratio_to_limit": min(_median(found, "ratio_to_limit") for found in turns.values()),
+        "ratio_rounds": {
+            str(slides): [round(figures["ratio_to_limit"], 4) for figures in found]
+            for slides, found in turns.items()
+        },
+        "answers_checked": checked,
+        "max_abs_diff": largest,
         "slides_in_flight": {
             str(slides): {name: _median(found, name) for name in found[0]} for slides, found in turns.items()
         },
@@ -118,24 +127,25 @@ def slide_requests(model: str, tiles: Sequence[bytes], tiles_a_slide: int) -> li
 
 def _turn(
     server: BenchServer, requests: Sequence[bytes], slides: int, options: argparse.Namespace, limit: Sample
-) -> dict[str, float]:
+) -> tuple[dict[str, float], list[tuple[int, bytes]]]:
     host, _, port = server.http.rpartition(":")
     cpu_from_s, from_count = server.cpu_s(), server.requests(options.classifier)
     load, answers = closed_loop(host, int(port), requests, slides, options.seconds)
-    _check(answers)
     # Slides whose connection has gone are answered all the same; they must not be counted in the next turn.
     count = _drained(server, options.classifier, from_count, len(answers) + slides)
     used_s = server.cpu_s() - cpu_from_s
     cpu_s_per_1000 = 1000 * used_s / (count * options.tiles_a_slide)
     tiles_per_s = load.requests_per_s * options.tiles_a_slide
-    return {
+    figures = {
         "ratio_to_limit": tiles_per_s / limit.tiles_per_s,
+        "requests_per_s": load.requests_per_s,
         "tiles_per_s": tiles_per_s,
         "mean_ms": load.mean_ms,
         "p95_ms": load.p95_ms,
         "cpu_s_per_1000": cpu_s_per_1000,
         "cpu_ratio": cpu_s_per_1000 / limit.cpu_s_per_1000,
     }
+    return figures, answers
 
 
 def _drained(server: BenchServer, model: str, from_count: int, expected: int) -> int:
@@ -149,16 +159,20 @@ def _drained(server: BenchServer, model: str, from_count: int, expected: int) ->
     return max(1, count)
 
 
-def _check(answers: Sequence[tuple[int, bytes]]) -> None:
+def _check(answers: Sequence[tuple[int, bytes]]) -> float:
+    """The largest difference between answers to the same bag; raises LoadError if it is too large."""
     first: dict[int, Mapping[str, Any]] = {}
+    largest = 0.0
     for index, answer in answers:
         found = infer_answer(answer)
         wanted = first.setdefault(index, found)
         apart = max(float(np.abs(found[name] - wanted[name]).max()) for name in wanted)
+        largest = max(largest, apart)
         if not apart <= TOLERANCE or abs(float(found["attention"].sum()) - 1) > 1e-3:
             raise LoadError(
                 f"bag {index}: answers differ by {apart}. A figure for wrong answers is worth nothing."
             )
+    return largest
 
 
 def _encoder_of(repository: Path, classifier: str) -> ServedWork:

@@ -48,7 +48,7 @@ from slides.spec import ModelSpec
 ONE_BAD_IN = 20
 SAME = 1e-4
 LARGEST_MEMORY_CHANGE = 0.05
-SAMPLES_SETTLED = 5
+SAMPLES = 5
 TIMEOUT_S = 60.0
 HTTP_REFUSALS = (400, 404)
 PARSE_FAILURE = "500"
@@ -274,19 +274,22 @@ def identities(state: InstanceState) -> set[tuple[int, int | None]]:
 
 
 def memory_figures(samples: Sequence[tuple[int, int]], settle: int) -> dict[str, float]:
-    """MB after `settle` requests (median of the first samples then), the extremes after that, and the largest change."""
+    """Memory from `settle` requests on, MB, and how far it moved from what it was then.
+
+    Compared are medians of SAMPLES neighbouring samples: a large request that is in flight at the moment is no growth.
+    """
     after = [size for asked, size in samples if asked >= settle]
     if not after:
         raise ServingError(
             "no sample of memory was taken after --settle requests; ask for more, or sample more often."
         )
-    settled = statistics.median(after[:SAMPLES_SETTLED])
+    steady = [statistics.median(after[at : at + SAMPLES]) for at in range(max(1, len(after) - SAMPLES + 1))]
     return {
-        "memory_mb": round(settled / 1e6, 1),
-        "memory_least_mb": round(min(after) / 1e6, 1),
-        "memory_most_mb": round(max(after) / 1e6, 1),
-        "memory_last_mb": round(after[-1] / 1e6, 1),
-        "memory_change": round(max(abs(size / settled - 1) for size in after), 4),
+        "memory_mb": round(steady[0] / 1e6, 1),
+        "memory_least_mb": round(min(steady) / 1e6, 1),
+        "memory_most_mb": round(max(steady) / 1e6, 1),
+        "memory_peak_mb": round(max(after) / 1e6, 1),
+        "memory_change": round(max(abs(size / steady[0] - 1) for size in steady), 4),
     }
 
 

@@ -204,7 +204,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "p50_ms": round(statistics.median(latencies_ms), 1),
         "p95_ms": round(latencies_ms[int(0.95 * len(latencies_ms))], 1),
         "restarts": status["restarts"],
-        "bar_kept": kept,
+        "not_ready_max_s": max(row["not_ready_s"]["max"] for row in rows.values()),
+        "ready_again_max_s": max(row["ready_again_s"]["max"] for row in rows.values()),
+        "passed": kept,
         "exit_code": 0 if kept else 1,
     }
 

@@ -135,6 +135,7 @@ class TileQuestions:
         """One or more of each kind."""
         tile = self.tiles[0]
         data = serialised([tile])
+        large = tile + bytes(self.max_tile_bytes + 1 - len(tile))
         wrong_tiles = {
             "not an image": (BROKEN, "is no image"),
             "no bytes": (b"", "no bytes"),
@@ -159,6 +160,9 @@ class TileQuestions:
             found.append(
                 self._ask("broken tile in a batch", row, says=rf"\btile {place} of {batch}: .*is no image")
             )
+        if batch > 1:
+            says = rf"\btile 1 of {batch}: .*at most {self.max_tile_bytes}"
+            found.append(self._ask("too many bytes in a batch", [tile, large, *self.tiles[2:batch]], says))
         good = Tensor("tile", "BYTES", (1, 1), data)
         found += [
             self._raw("wrong dtype", Tensor("tile", "FP32", (1, 1), bytes(4)), says="tile.*(FP32|BYTES)"),
