@@ -137,8 +137,9 @@ def environment(server: TritonServer, instance_id: str, proof_report: Path) -> d
     # Threads of torch that spin while they wait take the cores from the other stubs.
     env.setdefault("OMP_WAIT_POLICY", "passive")
     # Tiles and tensors of 100 kB and more: glibc would map and unmap each one, page faults and all (docs/performance.md).
-    # Larger ones are rare and take long anyway, and in the heap their memory would never be given back.
-    env.setdefault("MALLOC_MMAP_THRESHOLD_", str(4 << 20))
+    # Larger ones are rare, and in the heap, above all in an arena a thread, their memory would never be given back.
+    env.setdefault("MALLOC_MMAP_THRESHOLD_", str(8 << 20))
+    env.setdefault("MALLOC_ARENA_MAX", str(max(2, len(os.sched_getaffinity(0)))))
     env.setdefault("MALLOC_TRIM_THRESHOLD_", str(256 << 20))
     if server.embedded_home:
         libraries = [str(server.embedded_home / "server" / "nvidia_pytriton.libs"), *library_directories()]
@@ -255,6 +256,8 @@ def command_line(
         *security.arguments(admin_token),
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix(instance_id)}",
         "--model-load-thread-count=8",
+        # A request object that is kept for reuse keeps the largest request that it ever held.
+        "--grpc-infer-allocation-pool-size=1",
         "--metrics-config=summary_latencies=true",
         f"--metrics-config=summary_quantiles={SUMMARY_QUANTILES}",
         *extra,
