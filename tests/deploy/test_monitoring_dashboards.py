@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -84,6 +85,33 @@ def test_json_of_a_dashboard(dashboard: Dashboard) -> None:
         assert panel["description"]
         assert all(target["legendFormat"] and target["expr"] for target in panel["targets"])
     assert told["editable"] is False
+
+
+def differences(told: Any, back: Any, where: str = "") -> list[str]:
+    """Where `back` lacks something of `told`."""
+    if isinstance(told, dict) and isinstance(back, dict):
+        return [found for key in told for found in differences(told[key], back.get(key), f"{where}.{key}")]
+    if isinstance(told, list) and isinstance(back, list) and len(told) == len(back):
+        return [found for number, pair in enumerate(zip(told, back, strict=True))
+                for found in differences(*pair, f"{where}[{number}]")]  # fmt: skip
+    return [] if told == back else [where]
+
+
+@pytest.mark.parametrize("dashboard", dashboards(), ids=lambda dashboard: dashboard.uid)
+def test_json_fits_grafanas_own_shapes(dashboard: Dashboard) -> None:
+    """Read with the models that Grafana's schemas give, plugins among them, and written again, nothing is missing."""
+    from grafana_foundation_sdk.cog import encoder, plugins
+    from grafana_foundation_sdk.models import dashboard as shapes
+
+    plugins.register_default_plugins()
+    told = json.loads(grafana.dashboard_json(dashboard))
+    back = json.loads(json.dumps(shapes.Dashboard.from_json(told), cls=encoder.JSONEncoder))
+    own = {
+        f".annotations.list[0].{name}" for name in ("titleFormat", "textFormat", "useValueForTime", "step")
+    }
+    assert set(differences(told, back)) == own
+    told["panels"][1]["fieldConfig"]["defaults"]["unti"] = "s"
+    assert ".panels[1].fieldConfig.defaults.unti" in differences(told, back)
 
 
 def test_problems_of_a_dashboard_are_all_found() -> None:
