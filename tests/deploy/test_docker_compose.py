@@ -1,160 +1,39 @@
-"""Dockerfiles, compose.yaml and .env.example: linters and schema, and that all that one file names is in the others.
+"""compose.yaml and .env.example: the schema, and that all that one file names is in the others.
 
-There is no Docker engine here, so nothing is built or started by these tests.
+There is no Docker Engine here, so nothing is started by these tests.
 """
 
 from __future__ import annotations
 
-import ast
+import importlib.util
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pytest
 import yaml
 
 from deploy import containers
+from deploy.access_metrics import AccessMetrics, LogFollower
 from deploy.gateway import GatewaySettings, check
-from serving.embedded import CHECKOUT
-
-DOCKER = CHECKOUT / "docker"
-DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
-IMAGES = {"server", "client", "training", "mlflow"}
-COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-EXAMPLE = containers.read_env(DOCKER / ".env.example")
-VARIABLE = re.compile(r"\$\{(\w+)(:?[-?][^}]*)?\}")
-MOUNT = re.compile(r"^((?:\$\{[^}]*\}|[^:$])+):(/[^:]*)(?::(ro|rw))?$")
-SECRET_WORDS = re.compile(r"password|token|secret", re.IGNORECASE)
-
-
-def texts(value: Any) -> Iterator[str]:
-    """All strings of a document, keys too."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from texts(key)
-            yield from texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from texts(item)
-    elif isinstance(value, str):
-        yield value
-
-
-def mounts(service: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
-    """Source, target, and whether read-only, of each volume of a service."""
-    for volume in service.get("volumes", []):
-        match = MOUNT.match(volume)
-        assert match, volume
-        yield match[1], match[2], match[3] == "ro"
-
-
-def instructions(dockerfile: Path) -> list[tuple[str, str]]:
-    """Keyword and rest of each instruction, continued lines joined."""
-    lines = [line for line in dockerfile.read_text().splitlines() if not line.lstrip().startswith("#")]
-    joined = "\n".join(lines).replace("\\\n", " ")
-    return [
-        (word, rest.strip())
-        for word, _, rest in (line.partition(" ") for line in joined.splitlines())
-        if word
-    ]
-
-
-def environment(service: str) -> dict[str, str]:
-    return dict(SERVICES[service].get("environment", {}))
-
-
-def test_there_is_a_dockerfile_for_each_image_and_no_other() -> None:
-    assert {path.name.removesuffix(".Dockerfile") for path in DOCKERFILES} == IMAGES
-    built = {(s["build"]["dockerfile"], s["image"].split(":")[0]) for s in SERVICES.values() if "build" in s}
-    assert built == {(f"docker/{name}.Dockerfile", f"clotline-{name}") for name in IMAGES}
-
-
-@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
-def test_hadolint_finds_nothing(dockerfile: Path) -> None:
-    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
-    assert hadolint, "hadolint is a package of .[dev]"
-    done = subprocess.run([hadolint, str(dockerfile)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "")
-
-
-@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
-def test_an_image_runs_as_nobody_special_and_is_labelled(dockerfile: Path) -> None:
-    found = instructions(dockerfile)
-    words = [word for word, _ in found]
-    assert [rest for word, rest in found if word == "USER"][-1] == "1000:1000"
-    assert words[-1] in ("CMD", "ENTRYPOINT")
-    assert "HEALTHCHECK" in words
-    labels = " ".join(rest for word, rest in found if word == "LABEL")
-    assert "image.title" in labels
-    assert "image.licenses" in labels
-    assert "ADD" not in words
-    assert not [rest for word, rest in found if word in ("ENV", "ARG") and SECRET_WORDS.search(rest)]
-    last_user = max(at for at, word in enumerate(words) if word == "USER")
-    assert "RUN" not in words[last_user:]
-
-
-@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
-def test_a_base_image_can_be_pinned_by_digest(dockerfile: Path) -> None:
-    found = instructions(dockerfile)
-    arguments = {rest.split("=")[0] for word, rest in found if word == "ARG"}
-    for word, rest in found:
-        if word == "FROM":
-            tag, digest = re.findall(r"\$\{(\w+)\}", rest)
-            assert {tag, digest} <= arguments
-            assert (tag[-4:], digest[-7:]) == ("_TAG", "_DIGEST")
-
-
-@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
-def test_what_is_copied_is_in_the_checkout_and_in_the_build_context(dockerfile: Path) -> None:
-    allowed = [
-        line[1:] for line in (CHECKOUT / ".dockerignore").read_text().splitlines() if line.startswith("!")
-    ]
-    copied = [rest for word, rest in instructions(dockerfile) if word == "COPY" and "--from" not in rest]
-    for rest in copied:
-        for source in [word for word in rest.split() if not word.startswith("--")][:-1]:
-            assert (CHECKOUT / source).exists(), source
-            assert any(
-                Path(source).match(pattern) or Path(source).parts[0] == pattern for pattern in allowed
-            ), source
-
-
-def test_the_build_context_is_a_list_of_what_is_needed() -> None:
-    lines = (CHECKOUT / ".dockerignore").read_text().splitlines()
-    assert next(line for line in lines if not line.startswith("#")) == "*"
-    for line in lines:
-        if line.startswith("!"):
-            assert list(CHECKOUT.glob(line[1:])), line
-
-
-def test_the_stubs_of_the_server_get_the_pinned_image_libraries_and_nothing_of_numpy() -> None:
-    run = next(rest for word, rest in instructions(DOCKER / "server.Dockerfile") if word == "RUN")
-    pattern = re.search(r"grep -E '([^']+)'", run)
-    assert pattern
-    pinned = (CHECKOUT / "serving" / "server-requirements.txt").read_text().splitlines()
-    chosen = {line.split("==")[0] for line in pinned if re.match(pattern[1], line)}
-    imported = {"simplejpeg": "simplejpeg", "pillow": "PIL", "opencv-python-headless": "cv2"}
-    assert chosen == set(imported)
-    assert "--no-deps" in run
-    # What `preflight` says that NVIDIA's containers lack for tile_preprocess, slides itself apart.
-    needed = set()
-    for path in (
-        CHECKOUT / "slides" / "decode.py",
-        *(CHECKOUT / "model_repository").glob("tile_preprocess/1/model.py"),
-    ):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                needed |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                needed.add(node.module.split(".")[0])
-    third_party = needed - set(sys.stdlib_module_names) - {"slides", "numpy", "triton_python_backend_utils"}
-    assert third_party <= set(imported.values())
+from tests.deploy.docker_files import (
+    COMPOSE,
+    DOCKER,
+    DOCKERFILES,
+    EXAMPLE,
+    SECRET_WORDS,
+    SERVICES,
+    VARIABLE,
+    environment,
+    instructions,
+    mounts,
+    texts,
+)
 
 
 def test_compose_is_valid_by_the_schema_of_its_specification() -> None:
@@ -330,11 +209,34 @@ def test_nginx_takes_its_templates_with_the_values_of_compose(tmp_path: Path) ->
     check(tmp_path / "nginx" / "nginx.conf")
 
 
+def start_access_metrics() -> ModuleType:
+    """The script of the container, as a module."""
+    spec = importlib.util.spec_from_file_location("start_access_metrics", DOCKER / "start_access_metrics.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_access_log_is_cut_and_every_line_counted(tmp_path: Path) -> None:
+    script, log = start_access_metrics(), tmp_path / "access.log"
+    line = {"protocol": "http", "route": "infer", "status": "200", "grpc_status": "", "request_s": "0.01",
+            "request_bytes": "10", "key": "lab.1", "upstream_status": "200"}  # fmt: skip
+    metrics, follower = AccessMetrics(), LogFollower(log)
+    with log.open("a", buffering=1) as nginx:
+        for _ in range(50):
+            nginx.write(json.dumps(line) + "\n")
+            script.count(metrics, follower, log, 1000)
+            assert log.stat().st_size <= 1000
+    labels = {"protocol": "http", "route": "infer", "status": "200", "key": "lab.1"}
+    assert metrics.registry.get_sample_value("clotline_gateway_requests_total", labels) == 50
+    assert SERVICES["access-metrics"]["command"] == [environment("gateway")["CLOTLINE_CERTIFICATE"]]
+
+
 def test_what_nginx_writes_is_what_is_counted() -> None:
     assert environment("gateway")["CLOTLINE_ACCESS_LOG"] == "/logs/access.log"
-    assert 'LOG = Path("/logs/access.log")' in (DOCKER / "start_access_metrics.py").read_text()
-    assert SERVICES["access-metrics"]["pid"] == "service:gateway"
-    assert "init" not in SERVICES["gateway"], "nginx is process number 1"
+    assert Path("/logs/access.log") == start_access_metrics().LOG
     for name in ("gateway", "access-metrics"):
         assert ("access-log", "/logs", False) in list(mounts(SERVICES[name]))
         assert [match[1] for match in VARIABLE.finditer(SERVICES[name]["user"])] == [
@@ -361,7 +263,7 @@ def test_targets_of_prometheus_are_services_on_its_networks() -> None:
         rest for word, rest in instructions(DOCKER / "server.Dockerfile") if word == "EXPOSE"
     ).split()
     assert exposed == ["8000", "8001", "8002", "8003"]
-    assert "8004" in SERVICES["access-metrics"]["command"]
+    assert start_access_metrics().PORT == 8004
 
 
 def test_prometheus_finds_its_files_where_it_looks_for_them() -> None:
@@ -397,17 +299,3 @@ def test_mlflow_finds_its_database() -> None:
     assert environment("workbench")["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
     assert '"mlflow:5000' in script
     assert set(SERVICES["workbench"]["networks"]) & set(SERVICES["mlflow"]["networks"])
-
-
-@pytest.mark.parametrize("extras", [(), ("train", "track", "export")], ids=" ".join)
-def test_requirements_of_an_image_are_those_of_the_project(extras: tuple[str, ...]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-S", str(DOCKER / "requirements_of.py"), *extras],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    names = {re.split(r"[<>=\[;]", line)[0] for line in done.stdout.splitlines()}
-    assert {"numpy", "tritonclient", "simplejpeg"} <= names
-    assert ("torch" in names) == bool(extras)
-    assert "clotline" not in names
