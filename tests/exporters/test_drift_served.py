@@ -16,7 +16,7 @@ COMMAND = (sys.executable, "-m", "exporters.benchmarks", "drift")
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
 def test_alerts_are_quiet_on_the_same_and_fire_on_other_stain_and_blur() -> None:
-    smallest = ("--patients", "36", "--window-s", "10", "--epochs", "1")
+    smallest = ("--patients", "36", "--window-s", "12", "--epochs", "1")
     done = subprocess.run(
         [*COMMAND, *smallest], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
