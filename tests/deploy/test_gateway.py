@@ -17,6 +17,7 @@ import pytest
 from clients import SlideClient
 from clients.errors import AccessRefused, ModelNotReady, RequestRefused, ServerBusy
 from deploy.benchmarks.guarded import free_port, running
+from tests.deploy.bad_requests import PATHS, SMUGGLED
 from tests.deploy.gateway_stack import (
     INFER,
     Answer,
@@ -145,41 +146,7 @@ def test_without_a_key_that_is_one_nothing_is_answered(stack: Stack, key: str | 
     assert "www-authenticate" in stack.ask("/v2").headers
 
 
-@pytest.mark.parametrize(
-    ("path", "status"),
-    [
-        ("/v2/repository/index", 403),
-        ("/v2/models/stats", 403),
-        ("/v2/models/tile_classifier/stats", 403),
-        ("/v2/models/tile_classifier/trace/setting", 403),
-        ("/v2/trace/setting", 403),
-        ("/v2/logging", 403),
-        ("/v2/systemsharedmemory/status", 403),
-        ("/v2/models/tile_classifier/generate", 403),
-        ("/v2/models/../repository/index", 403),
-        ("/v2/models/tile_classifier/../../repository/index", 403),
-        ("/v2/health/../models/tile_classifier", 403),
-        ("/v2/models/%2e%2e/repository/index", 403),
-        ("/v2/models/..%2frepository%2findex", 403),
-        ("/v2/models/%252e%252e/repository/index", 403),
-        ("/v2//models/tile_classifier", 403),
-        ("//v2/models/tile_classifier", 403),
-        ("/v2/models/tile_classifier?x=1", 403),
-        ("/v2/models/tile_classifier%0d%0aX: y", 400),
-        ("/v2/models/tile_classifier%00", 400),
-        ("/v2/models/../../../../etc/passwd", 400),
-        ("/v2/../../etc/passwd", 400),
-        ("/v2\\models", 403),
-        ("/metrics", 404),
-        ("/", 404),
-        ("/V2/models/tile_classifier", 404),
-        ("/gateway/health/../supervisor", 404),
-        ("http://localhost/v2/repository/index", 403),
-        ("http://127.0.0.1:8002/metrics", 404),
-        ("*", 400),
-        ("/v2/" + 9000 * "a", 414),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("path", "status"), PATHS)
 def test_other_paths_are_refused(stack: Stack, path: str, status: int) -> None:
     of_ours(stack.ask(path, key=stack.keys["lab"]), status)
 
@@ -200,24 +167,6 @@ def test_too_large_a_body_is_refused_before_it_is_sent(stack: Stack) -> None:
     assert "2m" in answer.error
     chunks = b"100000\r\n" + MIB * b"x" + b"\r\n"
     of_ours(stack.exchange(f"{head}{CHUNKED}\r\n".encode() + 2 * chunks + b"1\r\nx\r\n0\r\n\r\n"), 413)
-
-
-SMUGGLED = [
-    "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /v2/repository/index HTTP/1.1\r\n\r\n",
-    "Transfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n",
-    "Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
-    "Content-Length: +5\r\n\r\nhello",
-    "Content-Length: 5, 5\r\n\r\nhello",
-    "Content-Length: 0x5\r\n\r\nhello",
-    "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
-    "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-    "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
-    "Transfer-Encoding: chunked\r\n\r\nzz\r\nhello\r\n0\r\n\r\n",
-    "Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\nhello\r\n0\r\n\r\n",
-    "Host: other\r\nContent-Length: 0\r\n\r\n",
-    "Content-Length : 5\r\n\r\nhello",
-    " Content-Length: 5\r\n\r\nhello",
-]
 
 
 def test_requests_of_two_meanings_are_refused(stack: Stack) -> None:
