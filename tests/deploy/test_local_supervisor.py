@@ -194,7 +194,7 @@ def test_what_dies_at_once_is_not_started_in_a_loop(state: Path, start: Callable
     wait_for(lambda: running.ready("a"))
     marker.touch()
     os.kill(running.pid("a"), signal.SIGKILL)
-    time.sleep(3)
+    time.sleep(2)
     assert 1 <= running.status()["parts"]["a"]["restarts"] <= 3
     marker.unlink()
     wait_for(lambda: running.ready("a"))
