@@ -209,36 +209,26 @@ class LocalPlan:
         )
 
     def _alertmanager(self) -> Part:
-        url, own = f"http://{LOOPBACK}:{self.ports.alertmanager}", self.state / "alertmanager"
-        argv = [program(*ALERTMANAGERS), f"--config.file={own / 'alertmanager.yml'}"]
-        argv += [f"--storage.path={self.state / 'data' / 'alertmanager'}", "--cluster.listen-address="]
-        argv += [f"--web.listen-address={LOOPBACK}:{self.ports.alertmanager}", "--log.level=warn"]
-        return Part(
-            name="alertmanager",
-            argv=tuple(argv),
-            log=self._log("alertmanager"),
-            directory=str(self.state),
-            ready_url=f"{url}/-/ready",
-            address=url,
-            files_sha256=digest(sorted(own.rglob("*"))),
-            reload_signal="SIGHUP",
-        )
+        own = ["--config.file=alertmanager/alertmanager.yml", "--storage.path=data/alertmanager"]
+        return self._watching("alertmanager", [program(*ALERTMANAGERS), *own, "--cluster.listen-address="])
 
     def _prometheus(self) -> Part:
-        url, own = f"http://{LOOPBACK}:{self.ports.prometheus}", self.state / "prometheus"
-        argv = [program("prometheus"), f"--config.file={own / 'prometheus.yml'}"]
-        argv += [f"--storage.tsdb.path={self.state / 'data' / 'prometheus'}"]
-        argv += [f"--storage.tsdb.retention.time={self.settings.metrics_days}d"]
-        argv += [f"--storage.tsdb.retention.size={self.settings.metrics_mb}MB"]
-        argv += [f"--web.listen-address={LOOPBACK}:{self.ports.prometheus}", "--log.level=warn"]
+        own = ["--config.file=prometheus/prometheus.yml", "--storage.tsdb.path=data/prometheus"]
+        own += [f"--storage.tsdb.retention.time={self.settings.metrics_days}d"]
+        own += [f"--storage.tsdb.retention.size={self.settings.metrics_mb}MB"]
+        return self._watching("prometheus", [program("prometheus"), *own])
+
+    def _watching(self, name: str, argv: list[str]) -> Part:
+        """Prometheus or Alertmanager, which take the same options; paths are relative to the state directory."""
+        port = getattr(self.ports, name)
         return Part(
-            name="prometheus",
-            argv=tuple(argv),
-            log=self._log("prometheus"),
+            name=name,
+            argv=(*argv, f"--web.listen-address={LOOPBACK}:{port}", "--log.level=warn"),
+            log=self._log(name),
             directory=str(self.state),
-            ready_url=f"{url}/-/ready",
-            address=url,
-            files_sha256=digest(sorted(own.rglob("*"))),
+            ready_url=f"http://{LOOPBACK}:{port}/-/ready",
+            address=f"http://{LOOPBACK}:{port}",
+            files_sha256=digest(sorted((self.state / name).rglob("*"))),
             reload_signal="SIGHUP",
         )
 
