@@ -1,6 +1,6 @@
 """python -m deploy down
 
-Stops the stack that `python -m deploy up` brought up: gateway first, then what is behind it. No process, port or shared memory
+Stops the stack that `python -m deploy up` brought up, the gateway before what is behind it. No process, port or shared memory
 is left; certificate, keys, metrics and logs stay in the state directory. Exit code 1 if anything was left behind.
 """
 
