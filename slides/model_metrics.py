@@ -1,8 +1,8 @@
 """What a served model counts of its own work, for Triton's `/metrics`. Used by code that runs in Triton's Python stubs.
 
 A call of a Triton metric is a message from the stub to tritonserver and back (docs/metrics.md). So a model counts in plain
-numbers, and a thread tells Triton once in FLUSH_EVERY_S what was added, for all stubs that have a series of the same
-name and labels. Histograms are counters `<name>_bucket` with the label `le`, `<name>_sum` and `<name>_count`, because
+numbers, and a thread tells Triton now and then what was added (counters every COUNTS_EVERY_S, histograms, which have many
+series, every HISTOGRAMS_EVERY_S), for all stubs that have a series of the same name and labels. Histograms are counters `<name>_bucket` with the label `le`, `<name>_sum` and `<name>_count`, because
 Triton's own kind takes one value a call. Series stay in Triton when their stub ends: nothing here ever deletes one.
 A problem with metrics is logged once and never reaches a request.
 """
@@ -19,7 +19,8 @@ from typing import Any
 
 from slides.appearance import CONFIDENCE_EDGES
 
-FLUSH_EVERY_S = 1.0
+COUNTS_EVERY_S = 1.0
+HISTOGRAMS_EVERY_S = 5.0
 CLOSING_S = 2.0
 
 PROBE_ID = "clotline-probe"
@@ -143,11 +144,14 @@ class ModelMetrics:
                 self._shown.append((instrument, metrics, [0.0] * len(metrics)))
         except Exception as error:  # whatever it is, requests go on; never tried again (docs/metrics.md)
             self._say(error)
-        closing = False
+        closing, histograms_at_s = False, time.monotonic()
         while not closing:
-            closing = self._closing.wait(FLUSH_EVERY_S)
+            closing = self._closing.wait(COUNTS_EVERY_S)
+            everything = closing or time.monotonic() - histograms_at_s >= HISTOGRAMS_EVERY_S
             try:
-                self._tell()
+                self._tell(everything)
+                if everything:
+                    histograms_at_s = time.monotonic()
             except Exception as error:
                 self._say(error)
 
@@ -159,8 +163,10 @@ class ModelMetrics:
             _KEPT.append(self._families[name])
         return self._families[name].Metric(labels=labels)
 
-    def _tell(self) -> None:
+    def _tell(self, everything: bool) -> None:
         for instrument, metrics, told in self._shown:
+            if not everything and isinstance(instrument, Histogram):
+                continue
             values = instrument.values()
             for place in reversed(
                 range(len(values))

@@ -23,7 +23,7 @@ from slides.errors import TileDecodeError
 from slides.model_metrics import DECODE_EDGES_S, ModelMetrics, is_probe, public_name
 
 KNOWN_PARAMETERS = {"input_size_px", "max_tile_bytes", "max_tile_pixels"}
-APPEARANCES_A_SECOND = 20
+APPEARANCES_A_SECOND = 10
 
 
 class TileMetrics:

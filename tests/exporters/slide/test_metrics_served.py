@@ -15,7 +15,7 @@ from clients import SlideClient
 from clients.errors import RequestRefused
 from serving.embedded import triton_home
 from serving.instances import instances
-from slides.model_metrics import BAG_EDGES, FLUSH_EVERY_S
+from slides.model_metrics import BAG_EDGES, HISTOGRAMS_EVERY_S
 from tests.serving.conftest import wait_until
 from tests.serving.test_metrics import scrape
 from training.ensembles.definition import Abstention, Ensemble
@@ -68,7 +68,7 @@ def test_slides_are_counted_exactly(served: Served) -> None:  # noqa: F811
         with pytest.raises(triton.InferenceServerException, match=says):
             ask(address, bad)
     wait_until(lambda: value("rejected_inputs_total", ("reason", "empty_bag")) == 1, 10)
-    time.sleep(2 * FLUSH_EVERY_S)  # each instance tells on its own
+    time.sleep(1.5 * HISTOGRAMS_EVERY_S)  # each instance tells on its own
     assert value("bag_tiles_count") == len(bags) + 1
     assert value("rejected_inputs_total", ("reason", "too_many_tiles")) == 1
     assert value("rejected_inputs_total", ("reason", "broken_tile")) == 1
