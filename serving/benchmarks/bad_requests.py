@@ -230,7 +230,7 @@ def questions_for(triton: TritonHttp) -> list[Question]:
         parameters = triton.config(SLIDE_MODEL)["parameters"]
     except Refused:
         return found
-    of_bags = BagQuestions(SLIDE_MODEL, tiles, int(parameters["max_tiles"]["string_value"]))
+    of_bags = BagQuestions(SLIDE_MODEL, tiles, int(parameters["max_tiles"]["string_value"]), most)
     return [*found, *of_bags.good(), *of_bags.bad()]
 
 
