@@ -4,7 +4,7 @@ Bad requests beside good ones: without a key, with a wrong and a revoked one, ov
 paths, requests of two meanings, slow ones; from a process of their own, over connections of their own. Good traffic asks in an
 open loop at half of the throughput, in turns alone and attacked; the gateway has 64 places, so that none of it is refused.
 
-Bars: every bad request is refused with its status; Triton executes nothing for them; p95 of the good ones under attack <= 1.2 x
+Bars: every bad request is refused with its status; none of them reaches Triton; p95 of the good ones under attack <= 1.2 x
 that alone (medians of the turns), none of them failed. Exit code 1 if one is missed.
 """
 
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         full, _ = closed_loop(target, requests, 8, 3.0)
         rate = full.requests_per_s / 2
         other.submit(attack, target, bad, 1, 1.0).result()
-        executed = both.server.requests(options.model)
+        seen = len(log_of(both))
         answered = 0
         for number in tqdm(range(2 * options.rounds), desc="attacks", leave=False):
             attacked = number % 2 == 1
@@ -97,14 +97,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 found, strange = storm.result()
                 refused += found
                 wrong += strange
-        executed = both.server.requests(options.model) - executed
-        passed_on = sum(1 for line in log_of(both) if line["key"] != "bench.1" and line["upstream_status"])
+        # What reached Triton, by the gateway's log: its own count has the supervisor's questions in it.
+        reached = Counter(line["route"] for line in log_of(both)[seen:] if line["upstream_status"])
     ratio = statistics.median(attacked_ms) / statistics.median(quiet_ms)
     # "over the limit" is let through as often as its rate allows.
     allowed = refused.pop("over the limit, within it", 0)
-    passed = (
-        not wrong and not failed and ratio <= P95_BAR and executed == answered and passed_on <= allowed + 1
-    )
+    untouched = reached["infer"] == answered and reached.total() - answered <= allowed
+    passed = not wrong and not failed and ratio <= P95_BAR and untouched
     print(f"p95 {quiet_ms} ms alone, {attacked_ms} ms attacked", file=sys.stderr)
     return {
         "passed": passed,
@@ -116,7 +115,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "not_refused": dict(wrong),
         "good_answered": answered,
         "good_failed": failed,
-        "executed": executed,
+        "reached_triton": dict(reached),
         "good_per_s": round(rate, 1),
         "machine": machine(),
         "exit_code": 0 if passed else 1,

@@ -57,7 +57,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             target, requests, options.factor * full.requests_per_s, options.seconds, connections=96
         )
         reached = executions(both.server) - before
-        after, _ = closed_loop(target, requests, options.concurrency, RECOVERY_S, warm_up_s=0.0)
+        after, _ = closed_loop(
+            target, requests, options.concurrency, 0.6 * RECOVERY_S, warm_up_s=0.4 * RECOVERY_S
+        )
     return judged(calm, storm, after.requests_per_s / full.requests_per_s) | {
         "full_per_s": round(full.requests_per_s, 2),
         "after_per_s": round(after.requests_per_s, 2),
