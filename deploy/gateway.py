@@ -91,7 +91,10 @@ class GatewaySettings:
         Raises:
             UsageError: values that nginx could not be given, all of them.
         """
-        places = self.in_flight or default_places()
+        places = default_places() if self.in_flight is None else self.in_flight
+        half = -(-places // 2)
+        batch = half if self.in_flight_batch is None else self.in_flight_batch
+        slides = half if self.in_flight_slides is None else self.in_flight_slides
         host = f"[{self.listen_host}]" if ":" in self.listen_host else self.listen_host
         values = {
             "CLOTLINE_LISTEN": f"{host}:{self.listen_port}",
@@ -100,8 +103,8 @@ class GatewaySettings:
             "CLOTLINE_TRITON_GRPC": self.triton_grpc,
             "CLOTLINE_HEALTH": self.health,
             "CLOTLINE_IN_FLIGHT": str(places),
-            "CLOTLINE_IN_FLIGHT_BATCH": str(self.in_flight_batch or -(-places // 2)),
-            "CLOTLINE_IN_FLIGHT_SLIDES": str(self.in_flight_slides or -(-places // 2)),
+            "CLOTLINE_IN_FLIGHT_BATCH": str(batch),
+            "CLOTLINE_IN_FLIGHT_SLIDES": str(slides),
             "CLOTLINE_BODY_LIMIT": _size(self.body_limit_bytes),
             "CLOTLINE_CLIENT_TIMEOUT_S": str(self.client_timeout_s),
             "CLOTLINE_STATISTICS": "metadata" if self.statistics else "other",
@@ -112,7 +115,7 @@ class GatewaySettings:
             "CLOTLINE_KEYS": str(self.keys_file.resolve()),
             "CLOTLINE_ACCESS_LOG": str((self.access_log or self.directory / "access.log").resolve()),
             "CLOTLINE_SCRATCH": str(scratch_directory(self.directory)),
-            "CLOTLINE_WORKERS": str(self.workers or "auto"),
+            "CLOTLINE_WORKERS": "auto" if self.workers is None else str(self.workers),
         }
         problems = [f"{name} cannot be {value!r}" for name, value in values.items() if _UNSAFE.search(value)]
         problems += [
@@ -120,11 +123,11 @@ class GatewaySettings:
             for name, value in (
                 ("listen_port", self.listen_port),
                 ("in_flight", places),
-                ("in_flight_batch", self.in_flight_batch or 1),
-                ("in_flight_slides", self.in_flight_slides or 1),
+                ("in_flight_batch", batch),
+                ("in_flight_slides", slides),
                 ("client_timeout_s", self.client_timeout_s),
                 ("body_limit_bytes", self.body_limit_bytes),
-                ("workers", self.workers or 1),
+                ("workers", 1 if self.workers is None else self.workers),
             )
             if value < 1
         ]

@@ -187,7 +187,7 @@ def test_an_unknown_authority_is_told_as_such(stack: Stack) -> None:
 def test_impossible_settings_are_told_and_nothing_is_written(tmp_path: Path) -> None:
     settings = GatewaySettings(
         directory=tmp_path / "gateway", keys_file=tmp_path / 'k"; evil', certificate=tmp_path / "c",
-        certificate_key=tmp_path / "k", in_flight_batch=-1, server_name="a;b",
+        certificate_key=tmp_path / "k", in_flight_batch=0, server_name="a;b",
     )  # fmt: skip
     with pytest.raises(UsageError, match=r"CLOTLINE_SERVER_NAME.*CLOTLINE_KEYS.*in_flight_batch"):
         render(settings)
