@@ -29,9 +29,12 @@ COPY --chown=root:root clients clients
 COPY --chown=root:root serving serving
 COPY --chown=root:root exporters exporters
 COPY --chown=root:root training training
+# What the exporters put into each release.
+COPY --chown=root:root model_repository model_repository
 RUN install --directory --owner=clotline --group=clotline runs
 ENV PATH=/opt/clotline/bin:$PATH PYTHONPATH=/workspace PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
-    OMP_WAIT_POLICY=passive MLFLOW_DISABLE_TELEMETRY=true
+    OMP_WAIT_POLICY=passive MLFLOW_DISABLE_TELEMETRY=true \
+    CLOTLINE_TRITON_HOME=/workspace/runs/triton
 USER 1000:1000
 VOLUME ["/workspace/runs"]
 # A training that ends has no health.

@@ -68,8 +68,34 @@ def test_what_is_copied_is_in_the_checkout_and_in_the_build_context(dockerfile: 
         for source in [word for word in rest.split() if not word.startswith("--")][:-1]:
             assert (CHECKOUT / source).exists(), source
             assert any(
-                Path(source).match(pattern) or Path(source).parts[0] == pattern for pattern in allowed
+                Path(source).match(pattern) or Path(source).parts[0] == Path(pattern).parts[0]
+                for pattern in allowed
             ), source
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_what_an_image_has_finds_what_it_imports(dockerfile: Path) -> None:
+    """No package of ours in an image imports one that is not there, nor do the scripts that it starts."""
+    ours = {path.parent.name for path in CHECKOUT.glob("*/__init__.py")}
+    copied = [
+        rest.split()[-2] for word, rest in instructions(dockerfile) if word == "COPY" and "--from" not in rest
+    ]
+    packages = ours & set(copied)
+    files = [CHECKOUT / name for name in copied if name.startswith("docker/") and name.endswith(".py")]
+    for package in packages:
+        files += (CHECKOUT / package).rglob("*.py")
+    missing: dict[str, list[str]] = {}
+    for file in files:
+        if "benchmarks" in file.parts:  # of the checkout
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in names:
+                if (top := name.split(".")[0]) in ours - packages:
+                    missing.setdefault(top, []).append(str(file.relative_to(CHECKOUT)))
+    assert missing == {}
+    assert ("exporters" in packages) == ("model_repository" in copied)
 
 
 def test_the_build_context_is_a_list_of_what_is_needed() -> None:
