@@ -18,7 +18,16 @@ from deploy.access_metrics import AccessMetrics
 from deploy.benchmarks.guarded import Target, free_port, running
 from deploy.benchmarks.load import Connection
 from deploy.errors import GatewayError, UsageError
-from deploy.gateway import CHECKOUT, TEMPLATES, GatewaySettings, reload, render, reopen_logs, running_pid
+from deploy.gateway import (
+    CHECKOUT,
+    TEMPLATES,
+    GatewaySettings,
+    reload,
+    remove_scratch,
+    render,
+    reopen_logs,
+    running_pid,
+)
 from deploy.gateway_reload import reload_gateways
 from deploy.keys import Limits
 from perf.http_load import infer_request
@@ -210,6 +219,7 @@ def test_templates_and_settings_know_the_same_variables(tmp_path: Path) -> None:
     }
     assert used == set(settings.variables())
     render(settings)
+    remove_scratch(settings.directory)
     rendered = [path.read_text() for path in (tmp_path / "g").rglob("*.conf")]
     assert len(rendered) == len(list(TEMPLATES.rglob("*.template")))
     assert not any(re.search(r"\$\{CLOTLINE_\w", text) for text in rendered)
