@@ -51,6 +51,22 @@ def fmt(request: pytest.FixtureRequest) -> ServedFormat:
     return formats_named([request.param])[0]
 
 
+def test_preprocessing_has_no_dynamic_batches_in_which_a_malformed_request_would_fail_its_neighbours() -> (
+    None
+):
+    assert not preprocess().HasField("dynamic_batching")
+
+
+def test_networks_on_a_cpu_gather_as_many_tiles_as_they_are_told_and_warm_up_with_them(
+    fmt: ServedFormat,
+) -> None:
+    assert list(network(fmt).dynamic_batching.preferred_batch_size) == [2]
+    gathering = network(fmt, gathered=4)
+    assert list(gathering.dynamic_batching.preferred_batch_size) == [4]
+    assert [warmup.batch_size for warmup in gathering.model_warmup] == [1, 4, 8]
+    assert list(network(fmt, gathered=4, max_batch=3).dynamic_batching.preferred_batch_size) == [3]
+
+
 def test_the_ensembles_dataflow_connects_tensors_of_the_same_type_and_shape(fmt: ServedFormat) -> None:
     steps = {config.name: config for config in (preprocess(), network(fmt))}
     ensemble = classifier_config(

@@ -27,7 +27,7 @@ def test_every_format_has_a_network_and_a_classifier(tmp_path: Path) -> None:
         "tile_network_torchscript",
         "tile_preprocess",
     ]
-    assert "count: 3" in (directory / "tile_network_torchscript" / "config.pbtxt").read_text()
+    assert "count: 3" in (directory / "tile_preprocess" / "config.pbtxt").read_text()
     assert all(list((model / "1").iterdir()) for model in directory.iterdir())
     with pytest.raises(PerfInputError, match="'pytorch'"):
         served_work(directory)
