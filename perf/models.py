@@ -30,9 +30,8 @@ _CALIBRATION_TILES = 32
 _TIMED_CALLS = 6
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of `models`."""
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="repository to make")
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `models` and `release` both need to know of the network."""
     parser.add_argument(
         "--architecture", default="resnet18", metavar="NAME", help="of torchvision (default %(default)s)"
     )
@@ -46,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="side of the network's input (default %(default)s)",
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of `models`."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="repository to make")
+    add_network_arguments(parser)
     parser.add_argument(
         "--max-batch",
         type=int,

@@ -16,7 +16,7 @@ from typing import Any
 
 from perf.errors import PerfError, PerfInputError
 from perf.machine import cores
-from perf.models import CLASS_NAMES, measured_spec, tell_tiles_apart
+from perf.models import CLASS_NAMES, add_network_arguments, measured_spec, tell_tiles_apart
 from perf.tiles import benchmark_tiles
 
 GOLDEN_TILES = 16
@@ -26,19 +26,7 @@ _TILE_SIZE_PX = 512
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of `release`."""
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="release to make")
-    parser.add_argument(
-        "--architecture", default="resnet18", metavar="NAME", help="of torchvision (default %(default)s)"
-    )
-    parser.add_argument(
-        "--formats", default="onnx", metavar="LIST", help="as of an export (default %(default)s)"
-    )
-    parser.add_argument(
-        "--size-px",
-        type=int,
-        default=224,
-        metavar="N",
-        help="side of the network's input (default %(default)s)",
-    )
+    add_network_arguments(parser)
     parser.add_argument(
         "--bias", type=float, default=0.0, metavar="X", help="tells it from others (default %(default)g)"
     )
