@@ -14,10 +14,11 @@ PY := .venv/bin/python
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help install demo test lint pytest format bench mlflow-ui up down status clean
+.PHONY: help install demo test lint pytest format bench dashboards preview mlflow-ui up down status clean \
+  deploy-local deploy-docker shutdown logs
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 install: .venv/.installed .triton/installed.json ## set up .venv (training, clients) and .triton (the embedded tritonserver)
 	@echo "installed: .venv ($$($(PY) --version)), .triton (tritonserver)"
@@ -42,8 +43,8 @@ lint: install ## ruff (lint, format), mypy, bandit
 	@echo "lint: ruff, mypy, bandit"
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy slides training exporters serving clients perf demo
-	$(PY) -m bandit --quiet --severity-level medium --recursive slides training exporters serving clients perf demo --configfile pyproject.toml
+	$(PY) -m mypy slides training exporters serving clients perf deploy demo
+	$(PY) -m bandit --quiet --severity-level medium --recursive slides training exporters serving clients perf deploy demo --configfile pyproject.toml
 
 pytest: install ## the tests alone, several files at a time (ARGS="-k serving" to choose, ARGS="-n 0" one by one)
 	@PATH="$$PWD/.venv/bin:$$PATH" $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -66,12 +67,33 @@ mlflow-ui: install ## MLflow on the runs tracked here, http://127.0.0.1:5000 (ML
 up: install ## serve ./model_repository on ports 8000-8003 until Ctrl-C
 	@$(PY) -m serving up --repository model_repository
 
-down: install ## stop the servers of this checkout
-	@$(PY) -m serving down
+deploy-local: install ## the guarded service on this machine: server, gateway, metrics, alerts (ARGS="--release DIR ...")
+	@$(PY) -m deploy up $(ARGS)
 
-status: install ## list the servers of this checkout
-	@$(PY) -m serving status
+deploy-docker: install ## the same in containers (PROFILE=cpu|gpu|dev; fill in docker/.env first)
+	@$(PY) -m deploy docker up --profile "$(or $(PROFILE),cpu)"
+
+shutdown: install ## stop the servers of this checkout and what guards them, containers too
+	@$(PY) -m deploy down
+	$(PY) -m serving down
+	test ! -f docker/.env || $(PY) -m deploy docker down
+
+down: shutdown ## the same
+
+logs: install ## logs of the guarded service (NAME=gateway, ARGS=--follow)
+	@$(PY) -m deploy logs $(NAME) $(ARGS)
+
+status: install ## the guarded service, and the servers of this checkout
+	@$(PY) -m deploy status || true
+	$(PY) -m serving status
+
+dashboards: install ## write Grafana's dashboards from deploy/dashboards*.py
+	@$(PY) -m deploy dashboards
+
+preview: install ## the dashboards as a page, from a running Prometheus (PROMETHEUS=URL)
+	@$(PY) -m deploy preview --prometheus "$(or $(PROMETHEUS),http://127.0.0.1:9090)" --out runs/dashboards.html
 
 clean: ## remove runs/, .venv and .triton
-	@test ! -d .triton/run || $(PY) -m serving down || true
+	@test ! -d .triton/deploy || $(PY) -m deploy down || true
+	test ! -d .triton/run || $(PY) -m serving down || true
 	rm -rf runs .venv .triton

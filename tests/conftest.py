@@ -34,6 +34,16 @@ LONG_FILES = (
     "tests/serving/test_launcher.py",
     "tests/serving/test_supervisor.py",
     "tests/clients/test_slide_client.py",
+    "tests/exporters/test_drift_served.py",
+    "tests/deploy/test_monitoring_live.py",
+    "tests/deploy/test_monitoring_expressions.py",
+    "tests/deploy/test_stack.py",
+    "tests/deploy/test_gateway.py",
+    "tests/deploy/test_gateway_reload.py",
+    "tests/deploy/test_monitoring_rules.py",
+    "tests/exporters/test_reference_profile.py",
+    "tests/serving/test_metrics.py",
+    "tests/serving/test_metrics_backends.py",
 )
 
 

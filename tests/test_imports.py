@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = {"slides", "training", "exporters", "serving", "clients", "demo", "perf"}
+OURS = {"slides", "training", "exporters", "serving", "clients", "demo", "perf", "deploy"}
 MAY_IMPORT = {
     "slides": set(),
     "training": {"slides"},
@@ -19,12 +19,14 @@ MAY_IMPORT = {
     "clients": {"slides"},
     "model_repository": {"slides"},
     "perf": {"slides", "clients", "serving", "training", "exporters"},
+    "deploy": {"slides", "clients", "serving", "perf"},
     "demo": OURS,
 }
 NEVER = {
     "slides": {"torch", "torchvision", "pydantic", "tritonclient", "onnxruntime"},
     "clients": {"torch", "torchvision", "onnxruntime"},
     "serving": {"torch", "torchvision", "onnxruntime"},
+    "deploy": {"torch", "torchvision", "onnxruntime", "mlflow"},
 }
 RUNS_IN_THE_SERVER = ROOT / "serving" / "backends"
 
@@ -61,6 +63,7 @@ def test_imports_go_one_way(package: str) -> None:
         ("perf.bench", ("torch", "onnxruntime")),
         ("exporters.preflight", ("torch", "onnx", "tritonclient", "matplotlib")),
         ("serving.releases.release_command", ("torch", "tritonclient", "onnx")),
+        ("deploy.access_metrics", ("torch", "tritonclient", "cv2")),
         ("serving.launcher", ("torch", "gevent", "tritonclient")),
     ],
 )

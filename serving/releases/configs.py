@@ -20,6 +20,7 @@ from serving.releases.errors import BadRelease
 CONFIG = "config.pbtxt"
 SWITCH_MODEL = "clotline_release"
 RELEASE_PARAMETER = "clotline_release"
+LIMITS_FOR_CLIENTS = ("max_tiles", "max_bag_bytes")  # clients keep to them
 SPEC_PARAMETER = "clotline_spec"
 NUMBERED = re.compile(r"(?P<name>.+)__r(?P<number>[0-9]+)")
 HEADER = "# Written by `python -m serving release`; do not edit.\n"
@@ -131,7 +132,7 @@ def public_config(name: str, entry: triton.ModelConfig, number: int, release_id:
             public.output.add().CopyFrom(tensor)
             step.output_map[tensor.name] = tensor.name
         for key, parameter in entry.parameters.items():
-            if key.startswith("clotline_"):
+            if key.startswith("clotline_") or key in LIMITS_FOR_CLIENTS:
                 public.parameters[key].CopyFrom(parameter)
     public.name = name
     public.version_policy.specific.versions[:] = [number]

@@ -77,7 +77,8 @@ def test_a_real_server_counts_what_the_client_asks(served_repository: Any) -> No
     from slides.decode import encode_tile
 
     tile = encode_tile(np.full((64, 64, 3), 120, np.uint8), 90)
-    for _ in range(5):  # the supervisor may ask a synthetic tile in between, which Triton counts like any other
+    # The supervisor may ask a synthetic tile in between, which Triton counts like any other.
+    for _ in range(5):
         before = settled(served_repository.metrics_url)
         with SlideClient(served_repository.http_url, batch=2) as client:
             client.classify([tile] * 6)

@@ -83,7 +83,8 @@ def test_a_python_model_gets_an_ensemble_in_front() -> None:
     assert (step.model_name, step.model_version, dict(step.input_map)) == ("slide__r5", 1, {"tiles": "tiles"})
     assert (public.platform, public.backend, public.max_batch_size) == ("ensemble", "", 0)
     assert public.output[0].label_filename == "5/labels.txt"
-    assert set(public.parameters) == {"clotline_spec", "clotline_release"}
+    assert set(public.parameters) == {"clotline_spec", "clotline_release", "max_tiles"}
+    assert public.parameters["max_tiles"].string_value == "9"
 
 
 def test_the_switch_has_every_public_model_as_a_step() -> None:
