@@ -12,6 +12,7 @@ requests. An HTTP request whose JSON Triton itself cannot parse is answered 500 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import itertools
 import os
@@ -39,7 +40,7 @@ from serving.embedded import triton_home
 from serving.errors import ServingError, UsageError
 from serving.health import ask_ready
 from serving.instances import InstanceState, instances
-from serving.processes import memory_bytes, processes_of, start_time_ticks
+from serving.processes import processes_of, start_time_ticks
 from serving.synthetic import SPEC_PARAMETER
 from serving.triton_http import Refused, TritonHttp
 from slides.decode import MAX_TILE_BYTES
@@ -49,6 +50,7 @@ ONE_BAD_IN = 20
 SAME = 1e-4
 LARGEST_MEMORY_CHANGE = 0.05
 SAMPLES = 5
+COUNTED_MEMORY = ("Pss_Anon:", "Pss_Shmem:")
 TIMEOUT_S = 60.0
 HTTP_REFUSALS = (400, 404)
 PARSE_FAILURE = "500"
@@ -230,8 +232,21 @@ def questions_for(triton: TritonHttp) -> list[Question]:
         parameters = triton.config(SLIDE_MODEL)["parameters"]
     except Refused:
         return found
-    of_bags = BagQuestions(SLIDE_MODEL, tiles, int(parameters["max_tiles"]["string_value"]), most)
+    of_bags = BagQuestions(SLIDE_MODEL, tiles, int(parameters["max_tiles"]["string_value"]))
     return [*found, *of_bags.good(), *of_bags.bad()]
+
+
+def own_memory_bytes(pids: Sequence[int]) -> int:
+    """Anonymous and shared memory of processes, proportionally (proc(5), `smaps_rollup`: Pss_Anon, Pss_Shmem).
+
+    Pages of files are left out: their share depends on who else on the machine has mapped the same libraries.
+    """
+    total_kb = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has just ended
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            total_kb += sum(int(line.split()[1]) for line in lines if line.startswith(COUNTED_MEMORY))
+    return 1024 * total_kb
 
 
 class Watch:
@@ -258,12 +273,8 @@ class Watch:
 
     def sample(self) -> None:
         """Look once."""
-        size = memory_bytes(self._state.instance_id)
-        if size is None:
-            raise ServingError(
-                "the memory of the server's processes cannot be read (/proc/PID/smaps_rollup)."
-            )
-        self.samples.append((self._load.asked, size))
+        pids = [self._state.launcher_pid, *processes_of(self._state.instance_id)]
+        self.samples.append((self._load.asked, own_memory_bytes(pids)))
         self.not_ready += ask_ready(self._state.health)[0] != 200
 
 
@@ -278,7 +289,7 @@ def memory_figures(samples: Sequence[tuple[int, int]], settle: int) -> dict[str,
 
     Compared are medians of SAMPLES neighbouring samples: a large request that is in flight at the moment is no growth.
     """
-    after = [size for asked, size in samples if asked >= settle]
+    after = [size for asked, size in samples if asked >= settle and size]
     if not after:
         raise ServingError(
             "no sample of memory was taken after --settle requests; ask for more, or sample more often."

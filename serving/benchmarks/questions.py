@@ -237,12 +237,11 @@ class TileQuestions:
 
 @dataclass(frozen=True)
 class BagQuestions:
-    """Requests to a slide classifier that takes at most `max_tiles` tiles of at most `max_tile_bytes` each."""
+    """Requests to a slide classifier that takes at most `max_tiles` tiles."""
 
     model: str
     tiles: Sequence[bytes]
     max_tiles: int
-    max_tile_bytes: int
     outputs: tuple[str, ...] = ("probabilities", "attention")
 
     def good(self) -> list[Question]:
@@ -265,11 +264,8 @@ class BagQuestions:
                 )
             )
         cut_off = [*bag[:-1], bag[-1][: len(bag[-1]) // 2]]
-        large = [bytes(self.max_tile_bytes + 1), *bag[1:]]
         return [
             *found,
-            self._ask("too many bytes of a tile in a bag", large,
-                      says=rf"\btile 0 of {len(bag)}: .*at most {self.max_tile_bytes}"),
             self._ask("tile cut off in a bag", cut_off, says=rf"\btile {len(bag) - 1} of {len(bag)}: .*truncated"),
             self._ask("empty bag", [], says="tiles"),
             question("bag cut off", self.model, [Tensor("tiles", "BYTES", (len(bag),), serialised(bag)[:-9])],

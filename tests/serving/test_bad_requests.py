@@ -125,7 +125,7 @@ def test_a_bomb_is_refused_from_its_header(of_tiles: TileQuestions) -> None:
 
 
 def test_requests_say_the_same_over_both_protocols(of_tiles: TileQuestions) -> None:
-    bags = BagQuestions("slide_classifier", of_tiles.tiles, 1024, 1 << 20)
+    bags = BagQuestions("slide_classifier", of_tiles.tiles, 1024)
     assert {question.kind for question in [*of_tiles.good(), *bags.good()]} == {GOOD}
     for question in [*of_tiles.good(), *bags.good()]:
         assert question.header_bytes is not None
