@@ -140,7 +140,7 @@ def environment(server: TritonServer, instance_id: str, proof_report: Path) -> d
     # Larger ones are rare, and in the heap, above all in an arena a thread, their memory would never be given back.
     env.setdefault("MALLOC_MMAP_THRESHOLD_", str(8 << 20))
     env.setdefault("MALLOC_ARENA_MAX", str(max(2, len(os.sched_getaffinity(0)))))
-    env.setdefault("MALLOC_TRIM_THRESHOLD_", str(256 << 20))
+    env.setdefault("MALLOC_TRIM_THRESHOLD_", str(16 << 20))
     if server.embedded_home:
         libraries = [str(server.embedded_home / "server" / "nvidia_pytriton.libs"), *library_directories()]
         env["LD_LIBRARY_PATH"] = ":".join([*libraries, *filter(None, [env.get("LD_LIBRARY_PATH")])])
