@@ -92,9 +92,15 @@ def test_a_closed_client_says_so_and_leaves_no_thread() -> None:
 
 def test_closing_cancels_what_has_not_begun() -> None:
     connections = Connections(ADDRESS, size=1, patience=Patience())
-    release = threading.Event()
-    running = connections.submit(lambda transport, timeout_s: release.wait(5))
+    began, release = threading.Event(), threading.Event()
+
+    def run(transport: Any, timeout_s: float) -> bool:
+        began.set()
+        return release.wait(5)
+
+    running = connections.submit(run)
     waiting = connections.submit(lambda transport, timeout_s: None)
+    assert began.wait(30)
     threading.Timer(0.1, release.set).start()
     connections.close()
     assert running.result(timeout=5) is True
