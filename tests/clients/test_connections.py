@@ -94,7 +94,7 @@ def test_closing_cancels_what_has_not_begun() -> None:
     connections = Connections(ADDRESS, size=1, patience=Patience())
     began, release = threading.Event(), threading.Event()
 
-    def run(transport: Any, timeout_s: float) -> bool:
+    def run(transport: Transport, timeout_s: float) -> bool:
         began.set()
         return release.wait(5)
 
