@@ -13,7 +13,6 @@ import contextlib
 import datetime
 import fcntl
 import ipaddress
-import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from deploy.errors import CertificateError, UsageError
+from deploy.whole_file import write_whole
 
 CA_DAYS = 3650
 SERVER_DAYS = 90
@@ -104,8 +104,8 @@ def make_client(directory: Path, name: str, days: int = SERVER_DAYS) -> tuple[Pa
         place.mkdir(exist_ok=True, mode=0o700)
         files = CertificateFiles(directory)
         pem, key = _sign(files, name, days, ExtendedKeyUsageOID.CLIENT_AUTH, [])
-        _write(place / f"{name}.key", key, 0o600)
-        _write(place / f"{name}.pem", pem, 0o644)
+        write_whole(place / f"{name}.key", key, 0o600)
+        write_whole(place / f"{name}.pem", pem, 0o644)
     return place / f"{name}.pem", place / f"{name}.key"
 
 
@@ -152,8 +152,8 @@ def _make_authority(files: CertificateFiles) -> None:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    _write(files.directory / "ca.key", _pem(key), 0o600)
-    _write(files.ca, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+    write_whole(files.directory / "ca.key", _pem(key), 0o600)
+    write_whole(files.ca, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
 
 
 def _sign_server(files: CertificateFiles, names: Sequence[str], days: int) -> None:
@@ -163,8 +163,8 @@ def _sign_server(files: CertificateFiles, names: Sequence[str], days: int) -> No
     stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
     place = files.directory / stamp
     place.mkdir(mode=0o755)
-    _write(place / "server.key", key, 0o600)
-    _write(place / "server.pem", pem, 0o644)
+    write_whole(place / "server.key", key, 0o600)
+    write_whole(place / "server.pem", pem, 0o644)
     _link(files.directory / "current", stamp)
     for file in (files.certificate, files.key):
         _link(file, f"current/{file.name}")
@@ -254,14 +254,6 @@ def _link(path: Path, target: str) -> None:
     aside = path.with_name(f".{path.name}.partial")
     aside.unlink(missing_ok=True)
     aside.symlink_to(target)
-    aside.replace(path)
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    aside.unlink(missing_ok=True)
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content)
     aside.replace(path)
 
 

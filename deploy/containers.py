@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets as randomness
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 from deploy import certificates
 from deploy.errors import DeployError, ProgramNotFound, UsageError
 from deploy.keys import KeyStore
+from deploy.whole_file import write_whole
 from serving.embedded import CHECKOUT
 
 DOCKER = CHECKOUT / "docker"
@@ -103,7 +103,7 @@ def make_secrets(directory: Path, names: tuple[str, ...]) -> list[str]:
     made = []
     for name in PASSWORDS:
         if not (directory / name).exists():
-            _write(directory / name, randomness.token_urlsafe(24))
+            write_whole(directory / name, randomness.token_urlsafe(24) + "\n", 0o444)
             made.append(name)
     if not (directory / "tls" / "server.pem").exists():
         made.append("tls")
@@ -113,14 +113,6 @@ def make_secrets(directory: Path, names: tuple[str, ...]) -> list[str]:
         made.append("keys")
     store.prepare()
     return made
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.partial")
-    aside.unlink(missing_ok=True)
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444), "w") as file:
-        file.write(text + "\n")
-    aside.replace(path)
 
 
 def compose_command(*arguments: str) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from deploy.dashboards import RELEASE_MARK, UNITS, Dashboard, Mark, Panel, Query, Row, Variable, dashboards
 from deploy.errors import DeployError, ProgramNotFound
+from deploy.whole_file import write_whole
 
 try:
     from grafana_foundation_sdk.builders import common, heatmap, prometheus, stat, statetimeline, timeseries
@@ -247,9 +248,7 @@ def write(directory: Path) -> list[str]:
     directory.mkdir(parents=True, exist_ok=True)
     for name in changed:
         if name in texts:
-            aside = directory / f".{name}.partial"
-            aside.write_text(texts[name])
-            aside.replace(directory / name)
+            write_whole(directory / name, texts[name])
         else:
             (directory / name).unlink()
     return changed

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.errors import GatewayError, ProgramNotFound, UsageError
+from deploy.whole_file import write_whole
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 TEMPLATES = CHECKOUT / "docker" / "nginx" / "templates"
@@ -167,9 +168,7 @@ def render(settings: GatewaySettings) -> Path:
     for path, text in texts.items():
         target = settings.directory / path
         target.parent.mkdir(exist_ok=True)
-        aside = target.with_name(f".{target.name}.partial")
-        aside.write_text(text)
-        aside.replace(target)
+        write_whole(target, text)
     return settings.directory / "nginx.conf"
 
 

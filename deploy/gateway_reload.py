@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from deploy.gateway import reload, running_pid
-from serving.embedded import triton_home
-
-
-def add_state_argument(parser: argparse.ArgumentParser) -> None:
-    """`--state DIR`, as `python -m deploy up` has it."""
-    parser.add_argument(
-        "--state", type=Path, default=triton_home() / "deploy", metavar="DIR",
-        help="state directory of the stack (default %(default)s)",
-    )  # fmt: skip
 
 
 def running_gateways(state: Path) -> list[Path]:

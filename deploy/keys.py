@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import re
 import secrets
 import time
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.errors import KeysError, UsageError
+from deploy.whole_file import write_whole
 
 CLASSES = ("interactive", "batch")
 PREFIX = "clk_"
@@ -181,8 +181,8 @@ class KeyStore:
                 told = {name: _told(client) for name, client in clients.items()}
                 document = {"format": FORMAT, "version": VERSION, "clients": told}
                 # In this order a kill in between is mended by the next change or start.
-                _write_secret(self._state, json.dumps(document, indent=1) + "\n")
-                _write_secret(self.nginx_file, nginx_text(clients))
+                write_whole(self._state, json.dumps(document, indent=1) + "\n", 0o600)
+                write_whole(self.nginx_file, nginx_text(clients), 0o600)
         except OSError as error:
             raise KeysError(f"{self.directory}: keys cannot be written: {error}") from error
 
@@ -283,14 +283,3 @@ def _client(name: str, entry: dict[str, Any]) -> Client:
     if not _NAME.fullmatch(name) or not all(_KEY.fullmatch(key.secret) for key in keys):
         raise ValueError(f"client {name!r} has a name or keys that are none")
     return Client(name, Limits(**entry["limits"]), keys, int(entry["next_number"]))
-
-
-def _write_secret(path: Path, text: str) -> None:
-    """Write aside with mode 0600, then rename."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.unlink(missing_ok=True)
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)

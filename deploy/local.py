@@ -102,13 +102,9 @@ def _start(order: Order) -> dict[str, Any]:
         stop_stack(state, stack, STOP_S)
         remove_scratch(plan.gateway)
         raise
-    said = _ready(plan, stack, changed=[part.name for part in plan.parts()])
-    say(f"all ready after {time.monotonic() - started_s:.1f} s; stop it with: python -m deploy down")
-    return {
-        **said,
-        "key_file": str(key_file) if key_file else None,
-        "ready_s": round(time.monotonic() - started_s, 3),
-    }
+    took_s = time.monotonic() - started_s
+    say(f"all ready after {took_s:.1f} s; stop it with: python -m deploy down")
+    return _ready(plan, stack, key_file, took_s, changed=[part.name for part in plan.parts()])
 
 
 def _change(order: Order, stack: Stack) -> dict[str, Any]:
@@ -147,16 +143,9 @@ def _change(order: Order, stack: Stack) -> dict[str, Any]:
             _apply(state, stack, Plan(running.generation + 2, old.parts()))
         raise
     write_stack(state, replace(stack, server_name=new.server_name, settings=settings.as_json()))
-    said = _ready(new, stack, changed=changed)
-    say(
-        "it is up"
-        + (f", changed within {time.monotonic() - started_s:.1f} s" if changed else "; nothing has changed")
-    )
-    return {
-        **said,
-        "key_file": str(key_file) if key_file else None,
-        "ready_s": round(time.monotonic() - started_s, 3),
-    }
+    took_s = time.monotonic() - started_s
+    say("it is up" + (f", changed within {took_s:.1f} s" if changed else "; nothing has changed"))
+    return _ready(new, stack, key_file, took_s, changed=changed)
 
 
 def _free(settings: LocalSettings, before: LocalSettings, *, all_of_them: bool) -> Any:
@@ -227,7 +216,9 @@ def _follow(state: Path, stack: Stack, generation: int) -> None:
         time.sleep(FOLLOW_S)
 
 
-def _ready(plan: LocalPlan, stack: Stack, *, changed: list[str]) -> dict[str, Any]:
+def _ready(
+    plan: LocalPlan, stack: Stack, key_file: Path | None, took_s: float, *, changed: list[str]
+) -> dict[str, Any]:
     """What `up` ends with."""
     status = read_status(plan.state)
     return {
@@ -241,6 +232,8 @@ def _ready(plan: LocalPlan, stack: Stack, *, changed: list[str]) -> dict[str, An
         "pids": {"supervisor": stack.supervisor_pid, **_pids(status)},
         "state": str(plan.state),
         "changed": changed,
+        "key_file": str(key_file) if key_file else None,
+        "ready_s": round(took_s, 3),
     }
 
 

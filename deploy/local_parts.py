@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import ssl
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from deploy.whole_file import write_whole
 
 ANSWER_S = 2.0
 LONGEST_REASON = 300
@@ -81,10 +82,7 @@ class Plan:
 
 def write_json(path: Path, told: Any) -> None:
     """Write a JSON file whole, readable by its owner only."""
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(told, file, indent=1)
-    aside.replace(path)
+    write_whole(path, json.dumps(told, indent=1), 0o600)
 
 
 def fetch(url: str, *, ca: str = "", timeout_s: float = ANSWER_S) -> tuple[int, bytes]:

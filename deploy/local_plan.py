@@ -22,6 +22,7 @@ from deploy.gateway import GatewaySettings, check, command, nginx, render
 from deploy.keys import KeyStore
 from deploy.local_parts import Part
 from deploy.local_settings import LOOPBACK, LocalSettings
+from deploy.whole_file import write_whole
 from serving.embedded import CHECKOUT
 
 DOCKER = CHECKOUT / "docker"
@@ -289,9 +290,7 @@ def _place(path: Path, content: bytes) -> None:
     if path.is_file() and path.read_bytes() == content:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_bytes(content)
-    aside.replace(path)
+    write_whole(path, content)
 
 
 def _shown(host: str) -> str:

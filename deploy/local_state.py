@@ -62,11 +62,6 @@ class Stack:
         return start_time_ticks(self.supervisor_pid) == self.supervisor_start_ticks
 
 
-def default_state() -> Path:
-    """`deploy` beside the state of `serving`."""
-    return triton_home() / "deploy"
-
-
 def make_state(state: Path) -> None:
     """Make the directory, for its owner alone. Raises DeployError if it is not ours alone."""
     state.mkdir(mode=0o700, parents=True, exist_ok=True)

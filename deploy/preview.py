@@ -11,6 +11,7 @@ from pathlib import Path
 from deploy.dashboards import RELEASE_MARK, UNITS, Dashboard, Panel, dashboards, with_variables
 from deploy.preview_charts import COLOURS, Canvas, heatmap, lines, shown, states
 from deploy.preview_prometheus import Prometheus, Series, legend
+from deploy.whole_file import write_whole
 
 STEPS = 120
 PX_A_COLUMN = 46
@@ -150,6 +151,4 @@ def _legend(named: Sequence[tuple[str, Series]], unit: str) -> str:
 def write(page: Page, path: Path) -> None:
     """Write the page whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(page.html)
-    aside.replace(path)
+    write_whole(path, page.html)

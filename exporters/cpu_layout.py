@@ -8,6 +8,7 @@ Figures: docs/performance.md.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Mapping
@@ -65,6 +66,7 @@ def cpu_layout(cores: int, network_ms: float | None, preprocess_ms: float) -> Cp
     return CpuLayout(math.ceil(cores * share / BUSIEST), FAST_GATHERED, alone=False)
 
 
+@functools.cache
 def preprocess_ms(spec: ModelSpec) -> float:
     """CPU time in which this machine decodes and resizes a tile of the kind that clients cut, the least of several."""
     side_px = spec.tile_size_px

@@ -97,9 +97,10 @@ def _reference(profile: ReferenceProfile | None) -> list[tuple[str, str, int, in
                 f"{label} {sum(counts) / answers.count:.1%}"
                 for label, counts in sorted(answers.confidence.items())
             )
-            together = [sum(column) for column in zip(*answers.confidence.values(), strict=True)]
             rows.append((f"class of {name}", shares, *size))
-            rows.append((f"confidence of {name}", _quantiles(together, profile.confidence_edges), *size))
+            rows.append(
+                (f"confidence of {name}", _quantiles(answers.together, profile.confidence_edges), *size)
+            )
     if profile.appearance is not None:
         size = (profile.appearance.count, profile.appearance.patients)
         rows += [

@@ -52,8 +52,7 @@ def histograms(profile: ReferenceProfile) -> Mapping[str, tuple[Sequence[int], S
     panels: dict[str, tuple[Sequence[int], Sequence[float]]] = {}
     answers = profile.tiles or profile.slides
     if answers is not None:
-        together = [sum(column) for column in zip(*answers.confidence.values(), strict=True)]
-        panels["confidence"] = (together, profile.confidence_edges)
+        panels["confidence"] = (answers.together, profile.confidence_edges)
     if profile.appearance is not None:
         panels |= {
             name: (counts, profile.appearance_edges[name])

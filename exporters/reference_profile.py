@@ -135,7 +135,6 @@ def joined(counts: Sequence[int], edges: Sequence[float], patients: int) -> list
 
 def _answers(answers: AnswerProfile, edges: Sequence[float]) -> dict[str, Any]:
     size = {"count": answers.count, "patients": answers.patients}
-    counts = np.sum([*answers.confidence.values()], axis=0).tolist()
     told: dict[str, Any] = {}
     if answers.patients >= 2 * LEAST_PATIENTS:
         shares = {
@@ -143,7 +142,7 @@ def _answers(answers: AnswerProfile, edges: Sequence[float]) -> dict[str, Any]:
             for name, counts_of in answers.confidence.items()
         }
         told["class"] = {**size, "shares": shares}
-    buckets = joined(counts, edges, answers.patients)
+    buckets = joined(answers.together, edges, answers.patients)
     if len(buckets) > 1:
         told["confidence"] = {**size, "buckets": buckets}
     return told

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 INSTANCE_VARIABLE = "CLOTLINE_INSTANCE"
@@ -51,13 +52,13 @@ def processes_of(instance_id: str) -> list[int]:
     return found
 
 
-def memory_bytes(instance_id: str) -> int | None:
-    """Proportional memory (proc(5), `smaps_rollup`: Pss) of the instance's processes; None where it cannot be read."""
+def memory_bytes(pids: Iterable[int], kinds: tuple[str, ...] = ("Pss:",)) -> int | None:
+    """Proportional memory of processes (proc(5), `smaps_rollup`), of these kinds of it; None where it cannot be read."""
     total_kb = 0
-    for pid in processes_of(instance_id):
+    for pid in pids:
         try:
             with open(f"/proc/{pid}/smaps_rollup") as lines:
-                total_kb += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+                total_kb += sum(int(line.split()[1]) for line in lines if line.startswith(kinds))
         except (OSError, ValueError):
             continue
     return total_kb * 1024 or None

@@ -16,7 +16,7 @@ from typing import Any
 
 from serving.drift_reference import Sample, reference_samples, without_repeats
 from serving.health import Health
-from serving.processes import memory_bytes
+from serving.processes import memory_bytes, processes_of
 from serving.releases.errors import ReleaseError
 from serving.releases.live import STATE, Live, live_directory_of
 from slides.model_metrics import public_name
@@ -75,7 +75,7 @@ class SupervisorMetrics:
         self._read_switch()
         if now_s - self._weighed_s >= MEMORY_EVERY_S:
             self._weighed_s = now_s
-            self._memory_bytes = memory_bytes(self._instance_id)
+            self._memory_bytes = memory_bytes(processes_of(self._instance_id))
 
     def _read_switch(self) -> None:
         if self._live is None:

@@ -43,6 +43,11 @@ class AnswerProfile(_Model):
     patients: Annotated[int, pydantic.Field(ge=1)]
     confidence: dict[str, list[Count]]
 
+    @property
+    def together(self) -> list[int]:
+        """The confidence of all answers, whatever they predict."""
+        return [sum(column) for column in zip(*self.confidence.values(), strict=True)]
+
 
 class AppearanceProfile(_Model):
     """How tiles look.

@@ -26,6 +26,7 @@ from perf.http_load import infer_request
 from perf.process_tree import cpu_s, descendants
 from perf.served_work import models_of
 from perf.tiles import benchmark_tiles
+from serving.ports import free_ports
 
 _START_S = 20.0
 _STOP_S = 20.0
@@ -183,8 +184,7 @@ def running(settings: GatewaySettings) -> Iterator[subprocess.Popen[bytes]]:
 
 def free_port() -> int:
     """A port of the loopback address where nobody listens just now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    return free_ports({"gateway": ("127.0.0.1", 0)})["gateway"]
 
 
 def tiles_of(options: argparse.Namespace) -> list[bytes]:

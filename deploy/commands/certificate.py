@@ -16,7 +16,8 @@ from datetime import datetime, timezone
 from typing import Any
 
 from deploy import certificates
-from deploy.gateway_reload import add_state_argument, reload_gateways
+from deploy.commands.state import add_state, state_of
+from deploy.gateway_reload import reload_gateways
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,12 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help="valid (default %(default)s)",
         )
     for action in (make, renew, client, show):
-        add_state_argument(action)
+        add_state(action)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """`certificate`; raises DeployError."""
-    directory = options.state / "tls"
+    directory = state_of(options) / "tls"
     if options.action == "client":
         certificate, key = certificates.make_client(directory, options.name, options.days)
         return {
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         files = certificates.make(directory, options.names or certificates.DEFAULT_NAMES, options.days)
     elif options.action == "renew":
         files = certificates.renew(directory, options.days, options.names or ())
-        answer["reloaded"] = reload_gateways(options.state)
+        answer["reloaded"] = reload_gateways(state_of(options))
     else:
         files = certificates.CertificateFiles(directory)
     return {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from deploy.commands.up import add_state, state_of
+from deploy.commands.state import add_state, state_of
 from deploy.local import STOP_S, down
 
 

@@ -15,7 +15,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from deploy.gateway_reload import add_state_argument, reload_gateways
+from deploy.commands.state import add_state, state_of
+from deploy.gateway_reload import reload_gateways
 from deploy.keys import CLASSES, KeyStore, Limits
 
 
@@ -59,12 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         revoke,
         actions.add_parser("list", help="clients, limits and key ids, without the keys"),
     ):
-        add_state_argument(action)
+        add_state(action)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """`keys`; raises DeployError."""
-    store = KeyStore(_directory(options.state))
+    store = KeyStore(_directory(state_of(options)))
     if options.action == "list":
         return {"clients": _listed(store), "directory": str(store.directory)}
     answer: dict[str, Any] = {"client": options.name}
@@ -78,7 +79,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     client = store.clients().get(options.name)
     if client and "key" in answer:
         answer["key_id"] = client.key_id(client.keys[-1])
-    return {**answer, "reloaded": reload_gateways(options.state)}
+    return {**answer, "reloaded": reload_gateways(state_of(options))}
 
 
 def _directory(state: Path) -> Path:

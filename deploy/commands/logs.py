@@ -14,7 +14,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from deploy.commands.up import add_state, state_of
+from deploy.commands.state import add_state, state_of
 from deploy.errors import UsageError
 from deploy.local_report import logs
 

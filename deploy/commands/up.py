@@ -14,23 +14,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from deploy.commands.state import add_state, state_of
 from deploy.local import Order, up
 from deploy.local_settings import PORT_NAMES, LocalSettings, Ports, absolute
-from deploy.local_state import default_state
 
 DEFAULTS = {field.name: field.default for field in fields(LocalSettings)}
-
-
-def add_state(parser: argparse.ArgumentParser) -> None:
-    """The option that all commands share."""
-    parser.add_argument(
-        "--state", type=Path, metavar="DIR", help="state of the stack (default .triton/deploy)"
-    )
-
-
-def state_of(options: argparse.Namespace) -> Path:
-    """The state directory that was asked for."""
-    return (options.state or default_state()).resolve()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

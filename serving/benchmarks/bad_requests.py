@@ -12,7 +12,6 @@ requests. An HTTP request whose JSON Triton itself cannot parse is answered 500 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import http.client
 import itertools
 import os
@@ -40,7 +39,7 @@ from serving.embedded import triton_home
 from serving.errors import ServingError, UsageError
 from serving.health import ask_ready
 from serving.instances import InstanceState, instances
-from serving.processes import processes_of, start_time_ticks
+from serving.processes import memory_bytes, processes_of, start_time_ticks
 from serving.synthetic import SPEC_PARAMETER
 from serving.triton_http import Refused, TritonHttp
 from slides.decode import MAX_TILE_BYTES
@@ -51,6 +50,7 @@ SAME = 1e-4
 LARGEST_MEMORY_CHANGE = 0.05
 SAMPLES = 5
 COUNTED_MEMORY = ("Pss_Anon:", "Pss_Shmem:")
+"""Anonymous and shared. Pages of files are left out: their share depends on who else on the machine has mapped the same libraries."""
 TIMEOUT_S = 60.0
 HTTP_REFUSALS = (400, 404)
 PARSE_FAILURE = "500"
@@ -236,19 +236,6 @@ def questions_for(triton: TritonHttp) -> list[Question]:
     return [*found, *of_bags.good(), *of_bags.bad()]
 
 
-def own_memory_bytes(pids: Sequence[int]) -> int:
-    """Anonymous and shared memory of processes, proportionally (proc(5), `smaps_rollup`: Pss_Anon, Pss_Shmem).
-
-    Pages of files are left out: their share depends on who else on the machine has mapped the same libraries.
-    """
-    total_kb = 0
-    for pid in pids:
-        with contextlib.suppress(OSError):  # it has just ended
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            total_kb += sum(int(line.split()[1]) for line in lines if line.startswith(COUNTED_MEMORY))
-    return 1024 * total_kb
-
-
 class Watch:
     """Samples memory and readiness until the block ends."""
 
@@ -274,7 +261,7 @@ class Watch:
     def sample(self) -> None:
         """Look once."""
         pids = [self._state.launcher_pid, *processes_of(self._state.instance_id)]
-        self.samples.append((self._load.asked, own_memory_bytes(pids)))
+        self.samples.append((self._load.asked, memory_bytes(pids, COUNTED_MEMORY) or 0))
         self.not_ready += ask_ready(self._state.health)[0] != 200
 
 

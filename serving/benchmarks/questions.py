@@ -143,10 +143,7 @@ class TileQuestions:
             "cut off in its header": (tile[:40], "truncated"),
             "damaged": (tile[:2] + b"\xff" + bytes(60), "marker"),
             "decompression bomb": (bomb(tile), f"{BOMB_SIDE_PX} x {BOMB_SIDE_PX} px"),
-            "too many bytes": (
-                tile + bytes(self.max_tile_bytes + 1 - len(tile)),
-                f"at most {self.max_tile_bytes}",
-            ),
+            "too many bytes": (large, f"at most {self.max_tile_bytes}"),
             "too many bytes, none of an image": (bytes(len(large)), f"at most {self.max_tile_bytes}"),
             "too many bytes of a PNG": (b"\x89PNG" + large[4:], f"at most {self.max_tile_bytes}"),
             "too small": (encode_tile(np.zeros((4, 4, 3), np.uint8), 90), "4 x 4 px"),

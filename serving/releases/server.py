@@ -17,7 +17,7 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from serving.instances import InstanceState
-from serving.processes import memory_bytes
+from serving.processes import memory_bytes, processes_of
 from serving.releases.errors import ServerRefused
 from serving.tritonserver import ADMIN_HEADER, ADMIN_METADATA
 from slides.model_metrics import PROBE_ID
@@ -134,7 +134,7 @@ class Server:
 
     def memory_mb(self) -> float | None:
         """Proportional memory of all its processes, MB; None where it cannot be read."""
-        found = memory_bytes(self._instance_id)
+        found = memory_bytes(processes_of(self._instance_id))
         return found and round(found / 2**20, 1)
 
     def _control(self, what: str, call: Any, *arguments: str, **options: Any) -> Any:
