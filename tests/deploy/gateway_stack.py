@@ -98,7 +98,7 @@ class Stack:
 
     def log(self) -> list[dict[str, str]]:
         """Lines of the access log, once what nginx holds back has been written."""
-        time.sleep(1.3)
+        time.sleep(2.0)  # nginx writes after a second, on a busy machine somewhat later
         return [json.loads(line) for line in self.log_text().splitlines()]
 
     def log_text(self) -> str:
