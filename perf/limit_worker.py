@@ -95,6 +95,7 @@ def _openvino(order: Order) -> Callable[[Any], Any]:
         "INFERENCE_NUM_THREADS": order["threads"],
         "NUM_STREAMS": 1,
         "INFERENCE_PRECISION_HINT": "f32",
+        "ENABLE_CPU_PINNING": False,  # it would pin the threads of every process to the same cores
     }
     request = core.compile_model(core.read_model(order["path"]), "CPU", settings).create_infer_request()
     return lambda tiles_NHWC: np.array(request.infer({order["input"]: tiles_NHWC})[order["probabilities"]])

@@ -179,7 +179,7 @@ def _png_size(data: bytes) -> tuple[int, int]:
 
 def _jpeg_header(data: bytes) -> _JpegHeader:
     """Walk the marker segments up to the first scan (ITU-T T.81, annex B); some microseconds a tile."""
-    frame: tuple[int, int, bool] | None = None
+    frame: tuple[int, int, bool, bool, int] | None = None
     rotated = False
     position, end = 2, len(data)
     while position + 4 <= end:
@@ -211,8 +211,10 @@ def _jpeg_header(data: bytes) -> _JpegHeader:
         raise TileDecodeError(
             "damaged", f"JPEG tile of {end} bytes has no frame header before its first scan"
         )
-    # Inside a scan every 0xFF is followed by 0x00 or a restart marker, so this counts scans.
-    scans = data.count(b"\xff\xda", position)
+    # Inside a scan every 0xFF is followed by 0x00 or a restart marker, so this counts scans. A sequential JPEG whose first
+    # scan has all components has no other one: libjpeg refuses it there, and the count would cost a tenth of decoding.
+    one_scan = frame[3] and data[position + 4 : position + 5] == bytes([frame[4]])
+    scans = 1 if one_scan else data.count(b"\xff\xda", position)
     if scans > MAX_JPEG_SCANS:
         raise TileDecodeError(
             "too_many_scans",
@@ -221,13 +223,14 @@ def _jpeg_header(data: bytes) -> _JpegHeader:
     return _JpegHeader(frame[0], frame[1], frame[2] and not rotated)
 
 
-def _jpeg_frame(segment: bytes, marker: int) -> tuple[int, int, bool]:
-    """Width, height and whether the fast decoder's rule covers this kind of frame."""
+def _jpeg_frame(segment: bytes, marker: int) -> tuple[int, int, bool, bool, int]:
+    """Width, height, whether the fast decoder's rule covers this kind of frame, whether it is sequential, components."""
     if len(segment) < 6 or len(segment) < 6 + 3 * segment[5]:
         raise TileDecodeError("truncated", "JPEG tile is truncated: its frame header is too short")
     bits, height_px, width_px, components = struct.unpack(">BHHB", segment[:6])
     usual = components == 1 or (components == 3 and segment[7:15:3] in _USUAL_SUBSAMPLING)
-    return width_px, height_px, bits == 8 and usual and marker in (0xC0, 0xC1, 0xC2)
+    plain = bits == 8 and usual and marker in (0xC0, 0xC1, 0xC2)
+    return width_px, height_px, plain, marker in (0xC0, 0xC1), components
 
 
 def _exif_orientation(tiff: bytes) -> int:

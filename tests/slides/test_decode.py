@@ -238,6 +238,15 @@ def test_bombs_are_refused_from_their_headers() -> None:
     assert decode_tile(jpeg(), 64, max_pixels=96 * 96).shape == (64, 64, 3)
 
 
+def test_a_sequential_jpeg_with_further_scans_is_refused() -> None:
+    """It is not counted how many they are: the decoder stops at the second one."""
+    data = encode_tile(np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8), 90)
+    scan = data[data.index(b"\xff\xda") : -2]
+    with pytest.raises(TileDecodeError) as caught:
+        decode_tile(data[:-2] + scan * 500 + data[-2:], 32)
+    assert caught.value.reason == "damaged"
+
+
 def test_a_progressive_jpeg_is_read_and_one_of_a_thousand_scans_refused() -> None:
     data = jpeg(progressive=True)
     baseline_HWC = decode_tile(jpeg(), 96)
