@@ -57,6 +57,14 @@ class _JpegHeader(NamedTuple):
     plain: bool  # step 1 of the rule applies
 
 
+class _JpegFrame(NamedTuple):
+    width_px: int
+    height_px: int
+    components: int
+    sequential: bool
+    plain: bool  # the fast decoder's rule covers this kind of frame
+
+
 def decode_tile(
     data: bytes, size_px: int, *, max_bytes: int = MAX_TILE_BYTES, max_pixels: int = MAX_TILE_PIXELS
 ) -> NDArray[np.uint8]:
@@ -179,7 +187,7 @@ def _png_size(data: bytes) -> tuple[int, int]:
 
 def _jpeg_header(data: bytes) -> _JpegHeader:
     """Walk the marker segments up to the first scan (ITU-T T.81, annex B); some microseconds a tile."""
-    frame: tuple[int, int, bool, bool, int] | None = None
+    frame: _JpegFrame | None = None
     rotated = False
     position, end = 2, len(data)
     while position + 4 <= end:
@@ -213,24 +221,23 @@ def _jpeg_header(data: bytes) -> _JpegHeader:
         )
     # Inside a scan every 0xFF is followed by 0x00 or a restart marker, so this counts scans. A sequential JPEG whose first
     # scan has all components has no other one: libjpeg refuses it there, and the count would cost a tenth of decoding.
-    one_scan = frame[3] and data[position + 4 : position + 5] == bytes([frame[4]])
+    one_scan = frame.sequential and data[position + 4 : position + 5] == bytes([frame.components])
     scans = 1 if one_scan else data.count(b"\xff\xda", position)
     if scans > MAX_JPEG_SCANS:
         raise TileDecodeError(
             "too_many_scans",
             f"JPEG tile has {scans} scans, at most {MAX_JPEG_SCANS} are accepted; save it as baseline",
         )
-    return _JpegHeader(frame[0], frame[1], frame[2] and not rotated)
+    return _JpegHeader(frame.width_px, frame.height_px, frame.plain and not rotated)
 
 
-def _jpeg_frame(segment: bytes, marker: int) -> tuple[int, int, bool, bool, int]:
-    """Width, height, whether the fast decoder's rule covers this kind of frame, whether it is sequential, components."""
+def _jpeg_frame(segment: bytes, marker: int) -> _JpegFrame:
     if len(segment) < 6 or len(segment) < 6 + 3 * segment[5]:
         raise TileDecodeError("truncated", "JPEG tile is truncated: its frame header is too short")
     bits, height_px, width_px, components = struct.unpack(">BHHB", segment[:6])
     usual = components == 1 or (components == 3 and segment[7:15:3] in _USUAL_SUBSAMPLING)
     plain = bits == 8 and usual and marker in (0xC0, 0xC1, 0xC2)
-    return width_px, height_px, plain, marker in (0xC0, 0xC1), components
+    return _JpegFrame(width_px, height_px, components, marker in (0xC0, 0xC1), plain)
 
 
 def _exif_orientation(tiff: bytes) -> int:

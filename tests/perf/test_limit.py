@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +52,23 @@ def test_a_backend_without_a_bare_loop_is_refused(tiny_repository: Path, tmp_pat
         (tmp_path / name / "config.pbtxt").write_text(text)
     with pytest.raises(PerfInputError, match="--limit-classifier"):
         served_work(tmp_path)
+
+
+def test_processes_of_openvino_are_not_pinned_to_the_same_core(
+    work: ServedWork, tiles: list[bytes], tmp_path: Path
+) -> None:
+    """Each process of a layout would otherwise pin its threads to the first core, and LIMIT be that of one core."""
+    work = dataclasses.replace(work, runtime="openvino")
+    with Loop(work, Layout(2, 1), write_tiles(str(tmp_path), tiles)) as loop:
+        running = threading.Thread(target=loop.run, args=(0.5,))
+        running.start()
+        seen = set()
+        while running.is_alive():  # threads are pinned while they infer
+            for process in loop._processes:
+                for thread in Path(f"/proc/{process.pid}/task").iterdir():
+                    seen.add(frozenset(os.sched_getaffinity(int(thread.name))))
+        running.join()
+    assert seen == {frozenset(os.sched_getaffinity(0))}
 
 
 @pytest.mark.parametrize("layout", [Layout(1, 1), Layout(2, 1, 3)])

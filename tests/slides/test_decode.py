@@ -238,13 +238,18 @@ def test_bombs_are_refused_from_their_headers() -> None:
     assert decode_tile(jpeg(), 64, max_pixels=96 * 96).shape == (64, 64, 3)
 
 
-def test_a_sequential_jpeg_with_further_scans_is_refused() -> None:
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])  # the fast decoder, and Pillow
+def test_a_sequential_jpeg_with_further_scans_is_refused(mode: str) -> None:
     """It is not counted how many they are: the decoder stops at the second one."""
-    data = encode_tile(np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8), 90)
+    data = saved(Image.fromarray(picture()).convert(mode), "JPEG")
     scan = data[data.index(b"\xff\xda") : -2]
-    with pytest.raises(TileDecodeError) as caught:
-        decode_tile(data[:-2] + scan * 500 + data[-2:], 32)
-    assert caught.value.reason == "damaged"
+    assert reason_of(data[:-2] + scan * 500 + data[-2:]) == "damaged"
+
+
+def test_a_jpeg_that_ends_where_its_scan_begins() -> None:
+    data = jpeg()
+    for length in range(4):
+        assert reason_of(data[: data.index(b"\xff\xda") + 2 + length]) in ("truncated", "damaged")
 
 
 def test_a_progressive_jpeg_is_read_and_one_of_a_thousand_scans_refused() -> None:
