@@ -2,10 +2,11 @@
 
 Serves a repository and measures it against LIMIT (`python -m perf limit`), turn by turn, in a closed loop: LIMIT, HTTP,
 gRPC, and so on for --rounds rounds. Ratios are taken within a round, and the medians of the rounds are told.
-Every answer over HTTP, and sixteen a round over gRPC, are compared with those of the bare loop.
+Every answer is compared with that of the bare loop.
 
-Load over HTTP comes from a loop of this package's own (one thread, 0.1 ms of CPU time a request), over gRPC from
-perf_analyzer. What they use is not counted as the server's, but it is taken from the same cores.
+Load comes from loops of this package's own (one thread, less than 0.1 ms of CPU time a request). What they use is not counted
+as the server's, but it is taken from the same cores. --grpc-load perf_analyzer takes NVIDIA's program for gRPC, which uses
+four times as much; its answers cannot be had, so sixteen a round are asked for besides.
 
 --concurrency 1 asks for latency: LIMIT is then the layout that answers a single tile soonest, with all cores.
 --limit-repository takes LIMIT from another network: INT8 served, against the limit of FP32.
@@ -30,7 +31,8 @@ from tqdm import tqdm
 from perf.analyzer import analyzer_load
 from perf.bench_server import BenchServer, serving
 from perf.errors import LoadError, PerfInputError
-from perf.http_load import closed_loop, infer_answer, infer_request
+from perf.grpc_load import grpc_load, infer_message, infer_outputs
+from perf.http_load import http_load, infer_answer, infer_request
 from perf.inputs import write_inputs
 from perf.install import perf_analyzer
 from perf.limit import (
@@ -51,6 +53,7 @@ from perf.machine import cores, machine
 from perf.served_work import ServedWork, models_of, served_work
 
 PROTOCOLS = ("http", "grpc")
+GRPC_LOADS = ("own", "perf_analyzer")
 OUTPUTS = ("probabilities", "confidence", "label_index")
 TOLERANCE = 1e-4
 _LAYOUT_TRIAL_S = 1.5
@@ -90,6 +93,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--protocols", default="http,grpc", metavar="LIST", help="of http, grpc (default %(default)s)"
     )
     parser.add_argument(
+        "--grpc-load",
+        choices=GRPC_LOADS,
+        default="own",
+        help="where gRPC's load comes from (default %(default)s)",
+    )
+    parser.add_argument(
         "--limit-repository", type=Path, metavar="DIR", help="LIMIT's network is in this repository"
     )
     parser.add_argument(
@@ -116,7 +125,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if problems:
         raise PerfInputError("; ".join(problems))
     chosen = layout_of(options.layout) if options.layout else None
-    if "grpc" in protocols:
+    by_analyzer = options.grpc_load == "perf_analyzer" and "grpc" in protocols
+    if by_analyzer:
         perf_analyzer()
     work = served_work(options.repository, options.classifier)
     limit_work = served_work(
@@ -136,7 +146,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 work.classifier,
                 tiles,
                 expected,
-                write_inputs(Path(scratch), tiles),
+                write_inputs(Path(scratch), tiles) if by_analyzer else None,
                 options.concurrency,
             )
             bench.check_over("grpc")
@@ -147,6 +157,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {
         **answer,
         "protocol": "+".join(protocols),
+        "grpc_load": options.grpc_load,
         "concurrency": options.concurrency,
         "model": work.network,
         "limit_model": limit_work.network,
@@ -168,31 +179,35 @@ class _Bench:
         model: str,
         tiles: Sequence[bytes],
         expected_NK: NDArray[np.float64],
-        input_data: Path,
+        input_data: Path | None,
         concurrency: int,
     ) -> None:
         self.server, self.model, self.tiles, self.expected_NK = server, model, tiles, expected_NK
         self.input_data, self.concurrency = input_data, concurrency
         self.requests = [infer_request(model, tile, OUTPUTS, server.http) for tile in tiles]
+        self.messages = [infer_message(model, tile, OUTPUTS) for tile in tiles]
         self.checked = 0
         self.max_abs_diff = 0.0
 
     def turn(self, protocol: str, seconds: float, limit: Sample) -> Turn:
         """Load over one protocol for `seconds`."""
         cpu_from_s, from_count = self.server.cpu_s(), self.server.requests(self.model)
+        authority = self.server.http if protocol == "http" else self.server.grpc
+        host, _, port = authority.rpartition(":")
+        answers: list[tuple[int, Any]] = []
         if protocol == "http":
-            host, _, port = self.server.http.rpartition(":")
-            load, answers = closed_loop(host, int(port), self.requests, self.concurrency, seconds)
+            load, found = http_load(host, int(port), self.requests, self.concurrency, seconds)
+            answers = [(index, infer_answer(answer)) for index, answer in found]
+        elif self.input_data is None:
+            load, found = grpc_load(host, int(port), self.messages, self.concurrency, seconds)
+            answers = [(index, infer_outputs(answer)) for index, answer in found]
         else:
-            answers = []
-            load = analyzer_load(
-                "grpc", self.server.grpc, self.model, self.input_data, self.concurrency, seconds
-            )
+            load = analyzer_load("grpc", authority, self.model, self.input_data, self.concurrency, seconds)
         used_s = self.server.cpu_s() - cpu_from_s
         count = max(1, self.server.requests(self.model) - from_count)
-        for index, answer in answers:
-            self._compare(index, infer_answer(answer)["probabilities"])
-        if protocol == "grpc":
+        for index, outputs in answers:
+            self._compare(index, outputs["probabilities"])
+        if not answers:
             self.check_over("grpc")
         return Turn(
             load=load,

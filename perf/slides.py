@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from perf.bench_server import BenchServer, serving
 from perf.errors import LoadError, PerfInputError
-from perf.http_load import closed_loop, infer_answer
+from perf.http_load import http_load, infer_answer
 from perf.limit import (
     Loop,
     Sample,
@@ -130,7 +130,7 @@ def _turn(
 ) -> tuple[dict[str, float], list[tuple[int, bytes]]]:
     host, _, port = server.http.rpartition(":")
     cpu_from_s, from_count = server.cpu_s(), server.requests(options.classifier)
-    load, answers = closed_loop(host, int(port), requests, slides, options.seconds)
+    load, answers = http_load(host, int(port), requests, slides, options.seconds)
     # Slides whose connection has gone are answered all the same; they must not be counted in the next turn.
     count = _drained(server, options.classifier, from_count, len(answers) + slides)
     used_s = server.cpu_s() - cpu_from_s

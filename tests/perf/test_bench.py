@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from perf.analyzer import analyzer_load
 from perf.bench import Turn, layout_of, summary
 from perf.bench_server import BenchServer, serving
 from perf.errors import LoadError, PerfInputError
-from perf.http_load import closed_loop, infer_answer, infer_request
+from perf.grpc_load import grpc_load, infer_message, infer_outputs
+from perf.http_load import http_load, infer_answer, infer_request
 from perf.inputs import write_inputs
 from perf.limit import Layout, Sample
 from perf.load import LoadFigures
@@ -62,14 +64,14 @@ def server(tiny_repository: Path) -> Iterator[BenchServer]:
         yield server
 
 
-def test_both_load_generators_are_answered_and_counted(
+def test_the_load_generators_are_answered_and_counted(
     server: BenchServer, tiles: list[bytes], analyzer: Path, tmp_path: Path
 ) -> None:
     before = server.requests("tile_classifier")
     host, _, port = server.http.rpartition(":")
     requests = [infer_request("tile_classifier", tile, bench.OUTPUTS, server.http) for tile in tiles]
     cpu_before_s = server.cpu_s()
-    load, answers = closed_loop(host, int(port), requests, 3, 0.4, warm_up_s=0.1)
+    load, answers = http_load(host, int(port), requests, 3, 0.4, warm_up_s=0.1)
     assert load.requests_per_s > 0
     assert load.p95_ms >= load.p50_ms > 0
     assert {index for index, _ in answers} == set(range(len(tiles)))
@@ -79,6 +81,19 @@ def test_both_load_generators_are_answered_and_counted(
     assert server.cpu_s() > cpu_before_s
     # Up to three are in flight when the loop ends.
     assert len(answers) <= server.requests("tile_classifier") - before <= len(answers) + 4
+
+    host, _, port = server.grpc.rpartition(":")
+    messages = [infer_message("tile_classifier", tile, bench.OUTPUTS) for tile in tiles]
+    before = server.requests("tile_classifier")
+    load, over_grpc = grpc_load(host, int(port), messages, 3, 0.4, warm_up_s=0.1)
+    assert load.p95_ms >= load.p50_ms > 0
+    by_index = {index: infer_answer(answer) for index, answer in answers}
+    assert {index for index, _ in over_grpc} == set(by_index)
+    for index, answer in over_grpc:
+        for name, array in infer_outputs(answer).items():
+            assert array.shape == by_index[index][name].shape
+            assert array == pytest.approx(by_index[index][name], abs=1e-5)
+    assert len(over_grpc) <= server.requests("tile_classifier") - before <= len(over_grpc) + 4
 
     before = server.requests("tile_classifier")
     grpc = analyzer_load("grpc", server.grpc, "tile_classifier", write_inputs(tmp_path, tiles), 2, 0.5)
@@ -90,17 +105,23 @@ def test_both_load_generators_are_answered_and_counted(
 def test_an_error_of_the_server_is_no_answer(server: BenchServer) -> None:
     host, _, port = server.http.rpartition(":")
     request = infer_request("tile_classifier", b"no image", bench.OUTPUTS, server.http)
-    _, answers = closed_loop(host, int(port), [request], 1, 0.05, warm_up_s=0.01)
+    _, answers = http_load(host, int(port), [request], 1, 0.05, warm_up_s=0.01)
     with pytest.raises(LoadError, match="no image"):
         infer_answer(answers[0][1])
+    host, _, port = server.grpc.rpartition(":")
+    with pytest.raises(LoadError, match="answered a request with an error"):
+        grpc_load(host, int(port), [infer_message("tile_classifier", b"no image", bench.OUTPUTS)], 1, 0.05)
 
 
-def test_nobody_at_the_port() -> None:
+@pytest.mark.parametrize("load", [http_load, grpc_load])
+def test_nobody_at_the_port(load: Any) -> None:
     with pytest.raises(LoadError, match="Is the server up"):
-        closed_loop("127.0.0.1", 9, [b""], 1, 0.1)
+        load("127.0.0.1", 9, [b""], 1, 0.1)
 
 
+@pytest.mark.parametrize("grpc_load", bench.GRPC_LOADS)
 def test_the_command_measures_against_the_limit_and_checks_every_answer(
+    grpc_load: str,
     server: BenchServer,
     tiny_repository: Path,
     analyzer: Path,
@@ -111,7 +132,7 @@ def test_the_command_measures_against_the_limit_and_checks_every_answer(
         bench, "serving", lambda repository: contextlib.nullcontext(server)
     )  # it is up already
     asked = ["bench", "--repository", str(tiny_repository), "--tile-size-px", "64", "--rounds", "1", "--seconds", "0.4",
-             "--concurrency", "2", "--layout", "1x1x1"]  # fmt: skip
+             "--concurrency", "2", "--layout", "1x1x1", "--grpc-load", grpc_load]  # fmt: skip
     assert main(asked) == 0
     answer = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {
