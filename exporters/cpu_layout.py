@@ -2,7 +2,8 @@
 
 A network that takes long gets an instance a core, and two tiles at a time. One of a millisecond or two gets as many instances
 as it can keep busy beside preprocessing, four tiles at a time, and one thread also when it is alone: what an execution costs
-besides the network (hops between processes, threads that wait for one another) would weigh as much as the network itself.
+besides the network (hops between processes, threads that wait for one another) would weigh as much as the network itself. Its
+instances are few, so they must not wait for a core: preprocessing gives way to them.
 Figures: docs/performance.md.
 """
 
@@ -28,6 +29,9 @@ BUSIEST = 0.9
 """Of its time, what an instance may be busy at full load."""
 FAST_GATHERED = 4
 ALONE_PARAMETER = "alone_thread_count"
+STATIC_PARAMETER = "static_batches"
+GIVES_WAY = 10
+"""Niceness (nice(2)) of preprocessing before a fast network."""
 NOISE = 7.0
 """With it a JPEG has about half a byte a pixel, as one of tissue has; decoding takes as long."""
 _DECODES = 5
@@ -41,15 +45,24 @@ class CpuLayout:
         instances: executions at the same time.
         gathered: tiles of different requests that Triton gathers for one execution.
         alone: whether a lone execution takes all cores, where the backend can do that.
+        static: whether each size of a batch is compiled on its own, where the backend can do that.
+        preprocess_niceness: niceness of the processes that decode.
     """
 
     instances: int
     gathered: int
     alone: bool
+    static: bool
+    preprocess_niceness: int
 
     def parameters(self, of_format: Mapping[str, str]) -> dict[str, str]:
-        """A format's parameters of its backend, without the one that gives a lone execution all cores if it is not to have them."""
-        return {name: value for name, value in of_format.items() if self.alone or name != ALONE_PARAMETER}
+        """A format's parameters of its backend, without those of what is not to be done."""
+        not_done = {
+            name
+            for name, done in ((ALONE_PARAMETER, self.alone), (STATIC_PARAMETER, self.static))
+            if not done
+        }
+        return {name: value for name, value in of_format.items() if name not in not_done}
 
 
 def cpu_layout(cores: int, network_ms: float | None, preprocess_ms: float) -> CpuLayout:
@@ -61,9 +74,10 @@ def cpu_layout(cores: int, network_ms: float | None, preprocess_ms: float) -> Cp
         preprocess_ms: of one tile.
     """
     if network_ms is None or network_ms >= FAST_MS:
-        return CpuLayout(cores, CPU_DYNAMIC_BATCH, alone=True)
+        return CpuLayout(cores, CPU_DYNAMIC_BATCH, alone=True, static=False, preprocess_niceness=0)
     share = network_ms / (network_ms + preprocess_ms + SERVER_MS)
-    return CpuLayout(math.ceil(cores * share / BUSIEST), FAST_GATHERED, alone=False)
+    instances = math.ceil(cores * share / BUSIEST)
+    return CpuLayout(instances, FAST_GATHERED, alone=False, static=True, preprocess_niceness=GIVES_WAY)
 
 
 @functools.cache

@@ -16,7 +16,13 @@ from exporters.parity import Parity
 from exporters.publication import Publication
 from exporters.reference_profile import parameter_of
 from exporters.serving_options import ServingOptions
-from exporters.target_repository import next_version, read_config, refuse_to_strand, stage_preprocess
+from exporters.target_repository import (
+    next_version,
+    preprocess_version,
+    read_config,
+    refuse_to_strand,
+    stage_preprocess,
+)
 from exporters.triton_config import (
     CLASSIFIER_MODEL,
     CONFIG_FILENAME,
@@ -67,7 +73,7 @@ class Draft:
         self._classifiers: list[str] = []
         exported = {fmt.model_name for fmt in formats}
         refuse_to_strand(repository, exported, self.spec.input_size_px, options.max_batch)
-        self.preprocess_version = stage_preprocess(publication, repository, self.spec.input_size_px, options)
+        self.preprocess_version = preprocess_version(repository)
 
     def path_of(self, fmt: ServedFormat, filename: str) -> str:
         """Where a file of a format's artefact belongs, inside the repository."""
@@ -88,7 +94,16 @@ class Draft:
         # An ensemble of an earlier export is pinned anew, lest it point to a version that is no longer loaded.
         if not first or (self.repository / of_its_own).exists():
             classifiers.append(of_its_own)
-        network = self._network_config(fmt, self._layout(acceptance, first=first), answers_for=classifiers[0])
+        layout = self._layout(acceptance, first=first)
+        if first:
+            stage_preprocess(
+                self.publication,
+                self.repository,
+                self.spec.input_size_px,
+                self.options,
+                layout.preprocess_niceness,
+            )
+        network = self._network_config(fmt, layout, answers_for=classifiers[0])
         self._stage_model(network)
         self._networks.append(network.name)
         exported = exported_format(fmt, artifact, measured, acceptance, classifiers)

@@ -44,9 +44,13 @@ def preprocess_version(repository: Path) -> int:
 
 
 def stage_preprocess(
-    publication: Publication, repository: Path, input_size_px: int, options: ServingOptions
-) -> int:
-    """Stage `tile_preprocess`, which all tile ensembles share; returns its version.
+    publication: Publication,
+    repository: Path,
+    input_size_px: int,
+    options: ServingOptions,
+    niceness: int = 0,
+) -> None:
+    """Stage `tile_preprocess`, which all tile ensembles share, in `preprocess_version`.
 
     Raises:
         RepositoryError: its code is neither in this checkout nor in the repository.
@@ -59,9 +63,9 @@ def stage_preprocess(
         instances=options.instances,
         max_tile_bytes=MAX_TILE_BYTES,
         max_tile_pixels=MAX_TILE_PIXELS,
+        niceness=niceness,
     )
     publication.stage(f"{PREPROCESS_MODEL}/{CONFIG_FILENAME}", to_text(config).encode())
-    return version
 
 
 def refuse_to_strand(repository: Path, exported: set[str], input_size_px: int, max_batch: int) -> None:

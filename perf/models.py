@@ -152,20 +152,25 @@ def _write(
     spec = measured_spec(size_px, tile_size_px)
     network = _network(architecture, spec, max_batch)
     labels = triton_config.labels_text(spec.class_names)
-    preprocess = triton_config.preprocess_config(
-        input_size_px=size_px,
-        max_batch=max_batch,
-        instances=instances,
-        max_tile_bytes=MAX_TILE_BYTES,
-        max_tile_pixels=MAX_TILE_PIXELS,
-    )
-    source = Path(__file__).resolve().parent.parent / "model_repository" / preprocess.name / "1" / "model.py"
-    _put(directory / preprocess.name, triton_config.to_text(preprocess), {"model.py": source.read_bytes()})
     classifiers = {}
     for number, fmt in enumerate(formats):
         name = triton_config.CLASSIFIER_MODEL if number == 0 else fmt.classifier_name
         artifact = fmt.build(network)
         layout = cpu_layout(instances, _network_ms(fmt, artifact, size_px), preprocess_ms(spec))
+        if number == 0:
+            preprocess = triton_config.preprocess_config(
+                input_size_px=size_px,
+                max_batch=max_batch,
+                instances=instances,
+                max_tile_bytes=MAX_TILE_BYTES,
+                max_tile_pixels=MAX_TILE_PIXELS,
+                niceness=layout.preprocess_niceness,
+            )
+            _put(
+                directory / preprocess.name,
+                triton_config.to_text(preprocess),
+                {"model.py": _preprocess_code()},
+            )
         config = triton_config.network_config(
             fmt.model_name,
             backend=fmt.backend,
@@ -194,6 +199,11 @@ def _write(
         _put(directory / name, triton_config.to_text(ensemble), {"random_weights": b""}, labels)
         classifiers[name] = fmt.name
     return classifiers
+
+
+def _preprocess_code() -> bytes:
+    root = Path(__file__).resolve().parent.parent
+    return (root / "model_repository" / "tile_preprocess" / "1" / "model.py").read_bytes()
 
 
 def measured_spec(size_px: int, tile_size_px: int) -> ModelSpec:

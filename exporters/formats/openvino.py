@@ -33,7 +33,13 @@ from exporters.formats.interface import (
 from exporters.formats.onnx import first_line, quiet
 from exporters.triton_config import OUTPUTS
 
-_PARAMETERS = {"INFERENCE_NUM_THREADS": "1", "NUM_STREAMS": "1", "ENABLE_BATCH_PADDING": "YES"}
+_PARAMETERS = {
+    "INFERENCE_NUM_THREADS": "1",
+    "NUM_STREAMS": "1",
+    "ENABLE_BATCH_PADDING": "YES",
+    # A lone execution takes all cores (embedded backend only; the native one does not look for the name).
+    "alone_thread_count": "0",
+}
 
 
 class OpenVino(ServedFormat):
@@ -108,6 +114,8 @@ class OpenVinoInt8(OpenVino):
     precision = "int8"
     baseline = "openvino"
     calibrated = True
+    # For FP32 it gains nothing that could be measured, and its copies of the weights are four times as large.
+    parameters: Mapping[str, str] = MappingProxyType({**_PARAMETERS, "static_batches": "YES"})
 
     def _onnx(self, network: Network) -> tuple[bytes, dict[str, Any]]:
         from exporters.formats.onnx_int8 import quantise

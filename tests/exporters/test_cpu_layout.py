@@ -11,7 +11,9 @@ from slides.spec import ModelSpec
 
 @pytest.mark.parametrize("network_ms", [None, FAST_MS, 18.0])
 def test_a_network_that_takes_long_or_is_unknown_gets_every_core(network_ms: float | None) -> None:
-    assert cpu_layout(4, network_ms, 1.2) == CpuLayout(4, CPU_DYNAMIC_BATCH, alone=True)
+    assert cpu_layout(4, network_ms, 1.2) == CpuLayout(
+        4, CPU_DYNAMIC_BATCH, alone=True, static=False, preprocess_niceness=0
+    )
 
 
 def test_a_fast_network_gets_the_instances_that_it_keeps_busy_and_never_none_or_more_than_cores() -> None:
@@ -25,10 +27,16 @@ def test_a_fast_network_gets_the_instances_that_it_keeps_busy_and_never_none_or_
     assert cpu_layout(2, 1.4, 1.2).gathered > CPU_DYNAMIC_BATCH
 
 
-def test_only_a_slow_network_keeps_the_threads_of_a_lone_execution() -> None:
-    parameters = {"intra_op_thread_count": "1", "alone_thread_count": "0"}
-    assert cpu_layout(2, 18.0, 1.2).parameters(parameters) == parameters
-    assert cpu_layout(2, 1.4, 1.2).parameters(parameters) == {"intra_op_thread_count": "1"}
+def test_a_slow_network_keeps_the_threads_of_a_lone_execution_and_a_fast_one_its_static_batches() -> None:
+    both = {"NUM_STREAMS": "1"}
+    parameters = {**both, "alone_thread_count": "0", "static_batches": "YES"}
+    assert cpu_layout(2, 18.0, 1.2).parameters(parameters) == {**both, "alone_thread_count": "0"}
+    assert cpu_layout(2, 1.4, 1.2).parameters(parameters) == {**both, "static_batches": "YES"}
+
+
+def test_preprocessing_gives_way_to_a_fast_network_only() -> None:
+    assert cpu_layout(2, 18.0, 1.2).preprocess_niceness == 0
+    assert cpu_layout(2, 1.4, 1.2).preprocess_niceness > 0
 
 
 def test_a_larger_tile_takes_longer_to_decode() -> None:

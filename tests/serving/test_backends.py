@@ -152,12 +152,25 @@ def test_openvino_honours_the_native_settings_and_refuses_the_rest(
     )
     add_openvino(tiny_repository, OPENVINO_CONFIG + good, name="ov")
     add_openvino(tiny_repository, OPENVINO_CONFIG + parameter("HINT_BF16", "YES"), name="ov_bf16")
+    gathered = "dynamic_batching { preferred_batch_size: [ 2, 3 ] }\n" + parameter("static_batches", "YES")
+    alone = parameter("INFERENCE_NUM_THREADS", "1") + parameter("alone_thread_count", "2")
+    add_openvino(tiny_repository, OPENVINO_CONFIG + gathered, name="ov_static")
+    add_openvino(tiny_repository, OPENVINO_CONFIG + gathered + alone, name="ov_alone")
     http = launch(tiny_repository, "--name", "openvino").ready()["http"]
     assert infer(http, "ov") == infer(http, "ov_bf16") == [3.0, -4.0]
+    client = triton.InferenceServerClient(http)
+    for size in (1, 3, 4, 2, 1):
+        tiles = np.random.default_rng(size).random((size, 2), np.float32)
+        tensor = triton.InferInput("x", list(tiles.shape), "FP32")
+        tensor.set_data_from_numpy(tiles)
+        for name in ("ov_static", "ov_alone"):
+            assert client.infer(name, [tensor]).as_numpy("y").tolist() == (2 * tiles).tolist()
 
     wrong = tmp_path / "wrong"
     add_openvino(wrong, OPENVINO_CONFIG + parameter("TURBO", "1"), name="unknown")
     add_openvino(wrong, OPENVINO_CONFIG + parameter("HINT_BF16", "NO"), name="hint")
+    add_openvino(wrong, OPENVINO_CONFIG + parameter("static_batches", "2"), name="static")
+    add_openvino(wrong, OPENVINO_CONFIG + parameter("alone_thread_count", "all"), name="alone")
     add_openvino(wrong, OPENVINO_CONFIG.replace("FP32", "INT64"), name="retyped")
     (add_openvino(wrong, OPENVINO_CONFIG, name="weightless") / "model.bin").unlink()
     launched = launch(wrong, "--name", "openvino_wrong")
@@ -166,6 +179,8 @@ def test_openvino_honours_the_native_settings_and_refuses_the_rest(
     for says in (
         "unknown parameter TURBO",
         "HINT_BF16 must be YES, not 'NO'",
+        "static_batches must be YES or NO, not '2'",
+        "alone_thread_count must be a whole number >= 0, not 'all'",
         "input x is TYPE_INT64 in config.pbtxt, f32 in the network",
         "model.bin does not exist",
     ):

@@ -8,8 +8,8 @@ triton-inference-server/onnxruntime_backend) and refuses every other one:
               enable_mem_arena, enable_mem_pattern (0 or 1), memory.enable_memory_arena_shrinkage (`cpu:0`);
               graph_optimization_level is read as another name of optimization.graph.level
 and one of its own, which the native backend does not look for:
-  parameters: alone_thread_count  threads of an execution while no other instance of this backend executes in this
-              server (0: every core, at most 8). Default: intra_op_thread_count. A lone request then has all cores,
+  parameters: alone_thread_count  threads of an execution while no other instance of ours executes in this server
+              (0: every core, at most 8). Default: intra_op_thread_count. A lone request then has all cores,
               and under load every instance keeps to its own; where they differ a second session is held in memory.
               clotline_answers_for  whose predictions its answers are (slides/model_metrics.py), to be counted
 Requests that Triton hands over together run as one batch; if that fails each runs alone, so that one bad request
@@ -18,19 +18,14 @@ harms nobody else.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import mmap
-import os
-import re
-import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from slides import lone_execution
 from slides.model_metrics import ANSWERS_FOR, network_predictions
 
 ONNX_TYPES = {
@@ -42,8 +37,6 @@ ONNX_TYPES = {
 }  # fmt: skip
 LEVELS = {"-1": "ORT_ENABLE_BASIC", "1": "ORT_ENABLE_EXTENDED", "2": "ORT_DISABLE_ALL", "0": "ORT_ENABLE_ALL"}
 SHRINKAGE = "memory.enable_memory_arena_shrinkage"
-MOST_THREADS_ALONE = 8
-SHARED_MEMORY = "/dev/shm"  # nosec B108  # noqa: S108
 
 
 def import_onnxruntime() -> None:
@@ -55,53 +48,6 @@ def import_onnxruntime() -> None:
 def refuse(model: str, problem: str) -> Exception:
     """The error that keeps a model from loading; Triton reports its text as the model's reason."""
     return pb_utils.TritonModelException(f"onnxruntime backend: model {model}: {problem}")
-
-
-class Neighbours:
-    """Which instances of this backend, in all stubs of one server, are executing at this moment.
-
-    They share a table in shared memory with a row (pid, monotonic nanoseconds at which its execution began, or 0) an
-    instance. Its name begins with the prefix of the server's regions (serving/processes.py), so that it is removed
-    with them. A row of 64-bit numbers has one writer; readers may be late by an execution, which costs time only.
-    """
-
-    ROWS = 256
-    FORGOTTEN_NS = 30_000_000_000  # an execution that began before that has ended with its stub
-
-    def __init__(self, server: str) -> None:
-        path = f"{SHARED_MEMORY}/clotline_{server}_executing"
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            os.ftruncate(handle, self.ROWS * 16)
-            self.memory = mmap.mmap(handle, self.ROWS * 16)
-            self.rows = np.frombuffer(self.memory, np.int64).reshape(self.ROWS, 2)
-            free = (row for row in range(self.ROWS) if not self._lives(int(self.rows[row, 0])))
-            self.own = next(free, None)
-            if self.own is not None:
-                self.rows[self.own] = os.getpid(), 0
-        finally:
-            fcntl.flock(handle, fcntl.LOCK_UN)  # mmap holds the file open: closing alone would not release it
-            os.close(handle)
-
-    @staticmethod
-    def _lives(pid: int) -> bool:
-        return pid > 0 and os.path.exists(f"/proc/{pid}")
-
-    @contextmanager
-    def executing(self) -> Any:
-        """Says that this instance executes; gives whether it is the only one."""
-        if self.own is None:
-            yield False
-            return
-        now = time.monotonic_ns()
-        began = self.rows[:, 1]
-        alone = not np.any(began > now - self.FORGOTTEN_NS)
-        began[self.own] = now
-        try:
-            yield alone
-        finally:
-            began[self.own] = 0
 
 
 class Settings:
@@ -124,9 +70,7 @@ class Settings:
         else:
             self.options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[level])
         self.threads = self._whole("intra_op_thread_count", 0)
-        self.threads_alone = self._whole("alone_thread_count", self.threads)
-        if self.threads_alone == 0:
-            self.threads_alone = min(len(os.sched_getaffinity(0)), MOST_THREADS_ALONE)
+        self.threads_alone = lone_execution.threads_alone(self._whole(lone_execution.PARAMETER, self.threads))
         self.options.intra_op_num_threads = self.threads
         self.options.inter_op_num_threads = self._whole("inter_op_thread_count", 0)
         # Idle threads that spin would take the cores from the other instances and from preprocessing.
@@ -143,6 +87,12 @@ class Settings:
             self.problems.append(
                 f"unknown parameter {', '.join(sorted(self.parameters))} (see the backend's docstring)"
             )
+
+    def for_alone(self) -> None:
+        """Options of the second session. Its threads spin while it executes, when nobody else wants the cores."""
+        self.options.intra_op_num_threads = self.threads_alone
+        self.options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+        self.options.add_session_config_entry("session.force_spinning_stop", "1")
 
     def _whole(self, name: str, default: int) -> int:
         text = self.parameters.pop(name, str(default)).strip()
@@ -172,14 +122,8 @@ class TritonPythonModel:
             problems.append("instance_group asks for a GPU; this backend runs on the CPU: use KIND_CPU")
         if problems:
             raise refuse(name, "; ".join(problems))
-        server = os.environ.get("CLOTLINE_INSTANCE", "")
-        self.neighbours = None
-        if (
-            settings.threads
-            and settings.threads_alone != settings.threads
-            and re.fullmatch(r"[\w-]+", server)
-        ):
-            self.neighbours = Neighbours(server)
+        more_alone = settings.threads and settings.threads_alone != settings.threads
+        self.neighbours = lone_execution.neighbours_here() if more_alone else None
         path = Path(
             args["model_repository"],
             args["model_version"],
@@ -190,7 +134,7 @@ class TritonPythonModel:
         try:
             self.session = self.session_alone = self._open(path, settings)
             if self.neighbours is not None:
-                settings.options.intra_op_num_threads = settings.threads_alone
+                settings.for_alone()
                 self.session_alone = self._open(path, settings)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise refuse(name, f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
@@ -240,7 +184,10 @@ class TritonPythonModel:
         if self.neighbours is None:
             return self._answer(requests, self.session)
         with self.neighbours.executing() as alone:
-            return self._answer(requests, self.session_alone if alone else self.session)
+            # Requests that were gathered waited for an instance: there is load.
+            return self._answer(
+                requests, self.session_alone if alone and len(requests) == 1 else self.session
+            )
 
     def _answer(self, requests: list[Any], session: Any) -> list[Any]:
         try:
@@ -256,19 +203,19 @@ class TritonPythonModel:
         feed = {name: np.concatenate(parts) if together else parts[0] for name, parts in arrays.items()}
         if not self.batched and len(requests) > 1:
             return [response for request in requests for response in self._run([request], session)]
-        wanted = {name for request in requests for name in request.requested_output_names()}
-        names = [name for name in self.outputs if name in wanted]
+        wanted = [set(request.requested_output_names()) for request in requests]
+        names = [name for name in self.outputs if any(name in of_one for of_one in wanted)]
         results = dict(zip(names, session.run(names, feed, self.run_options), strict=True))
         counts = [len(array) for array in arrays[self.inputs[0]]]
         if self.predictions is not None:
             self.predictions.add(requests, counts, results)
         responses, start = [], 0
-        for index, request in enumerate(requests):
-            stop = start + counts[index] if together else None
+        for index, count in enumerate(counts):
+            stop = start + count if together else None
             tensors = [
                 pb_utils.Tensor(name, results[name][start:stop] if together else results[name])
                 for name in names
-                if name in request.requested_output_names()
+                if name in wanted[index]
             ]
             responses.append(pb_utils.InferenceResponse(tensors))
             start = stop or 0

@@ -7,8 +7,14 @@ refuses every other one:
               PERFORMANCE_HINT (LATENCY, THROUGHPUT or CUMULATIVE_THROUGHPUT), HINT_BF16 (YES),
               ENABLE_BATCH_PADDING, SKIP_OV_DYNAMIC_BATCHSIZE, RESHAPE_IO_LAYERS (YES or NO; nothing to do here: a batch
               is run at its own size)
-and one of its own, which the native backend does not look for:
-  parameters: clotline_answers_for  whose predictions its answers are (slides/model_metrics.py), to be counted
+and three of its own, which the native backend does not look for:
+  parameters: alone_thread_count  threads of an execution while no other instance of ours executes in this server
+              (0: every core, at most 8). Default: INFERENCE_NUM_THREADS. A lone request then has all cores, and under
+              load every instance keeps to its own; where they differ the network is held in memory twice.
+              static_batches  YES: compile it once more for each batch size that Triton gathers, from 1 to the
+              largest preferred one. OpenVINO then plans each at loading, and not anew whenever the size changes.
+              Each copy has its own memory for weights. Batches of other sizes run as without.
+              clotline_answers_for  whose predictions its answers are (slides/model_metrics.py), to be counted
 Without HINT_BF16 it computes in FP32, also where OpenVINO would choose BF16.
 Requests that Triton hands over together run as one batch; if that fails each runs alone.
 """
@@ -16,12 +22,14 @@ Requests that Triton hands over together run as one batch; if that fails each ru
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from slides import lone_execution
 from slides.model_metrics import ANSWERS_FOR, network_predictions
 
 TYPES = {
@@ -57,6 +65,10 @@ class Settings:
                 self.problems.append(f"{name} must be a whole number >= 0, not {text!r}")
             elif text:
                 self.properties[name] = int(text)
+        self.properties_alone: dict[str, Any] | None = None
+        alone = self._take(lone_execution.PARAMETER)
+        if alone and not alone.isdigit():
+            self.problems.append(f"{lone_execution.PARAMETER} must be a whole number >= 0, not {alone!r}")
         streams = self._take("NUM_STREAMS").upper()
         if streams and not (streams in ("AUTO", "NUMA") or streams.isdigit()):
             self.problems.append(f"NUM_STREAMS must be AUTO, NUMA or a whole number, not {streams!r}")
@@ -72,6 +84,16 @@ class Settings:
             self.problems.append(f"HINT_BF16 must be YES, not {bf16!r}")
         elif bf16:
             self.properties["INFERENCE_PRECISION_HINT"] = "bf16"
+        threads = self.properties.get("INFERENCE_NUM_THREADS", 0)
+        if threads and alone.isdigit() and lone_execution.threads_alone(int(alone)) != threads:
+            more = {"INFERENCE_NUM_THREADS": lone_execution.threads_alone(int(alone)), "NUM_STREAMS": 1}
+            self.properties_alone = {**self.properties, **more}
+        static = self._take("static_batches").upper()
+        if static not in ("", "YES", "NO"):
+            self.problems.append(f"static_batches must be YES or NO, not {static!r}")
+        gathered = (config.get("dynamic_batching") or {}).get("preferred_batch_size") or [1]
+        batched = config["max_batch_size"] > 0
+        self.static_batches = range(1, max(gathered) + 1) if static == "YES" and batched else range(0)
         for name in ("ENABLE_BATCH_PADDING", "SKIP_OV_DYNAMIC_BATCHSIZE", "RESHAPE_IO_LAYERS"):
             if self._take(name).upper() not in ("", "YES", "NO"):
                 self.problems.append(f"{name} must be YES or NO")
@@ -83,6 +105,34 @@ class Settings:
 
     def _take(self, name: str) -> str:
         return str(self.parameters.pop(name, "")).strip()
+
+
+class Network:
+    """One model, compiled.
+
+    Args:
+        model: as read.
+        properties: of the CPU plugin.
+        static_batches: sizes that get a compiled model of their own.
+    """
+
+    def __init__(
+        self, core: Any, model: Any, properties: dict[str, Any], static_batches: Iterable[int]
+    ) -> None:
+        self._any = core.compile_model(model, "CPU", properties).create_infer_request()
+        self._of_size = {}
+        for size in static_batches:
+            fixed = model.clone()
+            shapes = {port: port.get_partial_shape() for port in fixed.inputs}
+            for shape in shapes.values():
+                shape[0] = size
+            fixed.reshape(shapes)
+            self._of_size[size] = core.compile_model(fixed, "CPU", properties).create_infer_request()
+
+    def infer(self, feed: dict[str, np.ndarray]) -> Any:
+        """Outputs, which the next call overwrites."""
+        size = len(next(iter(feed.values())))
+        return self._of_size.get(size, self._any).infer(feed, share_inputs=True, share_outputs=True)
 
 
 class TritonPythonModel:
@@ -126,7 +176,14 @@ class TritonPythonModel:
         if problems:
             raise refuse(name, "; ".join(problems))
         try:
-            self.request = core.compile_model(model, "CPU", settings.properties).create_infer_request()
+            self.network = self.network_alone = Network(
+                core, model, settings.properties, settings.static_batches
+            )
+            self.neighbours = lone_execution.neighbours_here() if settings.properties_alone else None
+            if settings.properties_alone and self.neighbours is not None:
+                self.network_alone = Network(
+                    core, model, settings.properties_alone, settings.static_batches[:1]
+                )
         except Exception as error:
             raise refuse(name, f"OpenVINO {ov.__version__} cannot compile {path}: {error}") from error
         self.inputs = [entry["name"] for entry in config["input"]]
@@ -165,33 +222,41 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response a request, in order."""
+        if self.neighbours is None:
+            return self._answer(requests, self.network)
+        with self.neighbours.executing() as alone:
+            # Requests that were gathered waited for an instance: there is load.
+            return self._answer(
+                requests, self.network_alone if alone and len(requests) == 1 else self.network
+            )
+
+    def _answer(self, requests: list[Any], network: Any) -> list[Any]:
         try:
-            return self._run(requests)
+            return self._run(requests, network)
         except Exception as error:
             if len(requests) == 1:
                 return [pb_utils.InferenceResponse(error=pb_utils.TritonError(f"OpenVINO: {error}"))]
-        return [response for request in requests for response in self.execute([request])]
+        return [response for request in requests for response in self._answer([request], network)]
 
-    def _run(self, requests: list[Any]) -> list[Any]:
+    def _run(self, requests: list[Any], network: Any) -> list[Any]:
         if not self.batched and len(requests) > 1:
-            return [response for request in requests for response in self._run([request])]
+            return [response for request in requests for response in self._run([request], network)]
         arrays = {
             name: [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
             for name in self.inputs
         }
         feed = {name: np.concatenate(parts) if len(parts) > 1 else parts[0] for name, parts in arrays.items()}
-        found = self.request.infer(feed)
-        results = {name: np.array(found[name]) for name in self.outputs}  # the request reuses its own memory
+        found = network.infer(feed)
+        results = {name: np.array(found[name]) for name in self.outputs}
         counts = [len(array) for array in arrays[self.inputs[0]]]
         if self.predictions is not None:
             self.predictions.add(requests, counts, results)
         responses, start = [], 0
-        for index, request in enumerate(requests):
-            stop = start + counts[index] if len(requests) > 1 else None
+        for request, count in zip(requests, counts, strict=True):
+            stop = start + count if len(requests) > 1 else None
+            wanted = set(request.requested_output_names())
             tensors = [
-                pb_utils.Tensor(name, results[name][start:stop])
-                for name in self.outputs
-                if name in request.requested_output_names()
+                pb_utils.Tensor(name, results[name][start:stop]) for name in self.outputs if name in wanted
             ]
             responses.append(pb_utils.InferenceResponse(tensors))
             start = stop or 0
