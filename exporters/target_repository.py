@@ -49,8 +49,8 @@ def stage_preprocess(
     input_size_px: int,
     options: ServingOptions,
     niceness: int = 0,
-) -> None:
-    """Stage `tile_preprocess`, which all tile ensembles share, in `preprocess_version`.
+) -> int:
+    """Stage `tile_preprocess`, which all tile ensembles share; returns its version.
 
     Raises:
         RepositoryError: its code is neither in this checkout nor in the repository.
@@ -66,6 +66,7 @@ def stage_preprocess(
         niceness=niceness,
     )
     publication.stage(f"{PREPROCESS_MODEL}/{CONFIG_FILENAME}", to_text(config).encode())
+    return version
 
 
 def refuse_to_strand(repository: Path, exported: set[str], input_size_px: int, max_batch: int) -> None:

@@ -118,21 +118,21 @@ def _measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
     from perf.models import make_repository
     from perf.releases import make_release
 
-    repository = options.out / "models" / "-".join((work.architecture, *work.formats))
-    if work.slides:
-        repository = repository.with_name(f"{repository.name}-release")
-        if not repository.exists():
-            make_release(repository, work.architecture, formats=",".join(work.formats))
-    elif not repository.exists():
-        make_repository(repository, work.architecture, work.formats)
+    def repository_of(formats: Sequence[str]) -> str:
+        name = "-".join((work.architecture, *formats))
+        repository = options.out / "models" / (f"{name}-release" if work.slides else name)
+        if work.slides and not repository.exists():
+            make_release(repository, work.architecture, formats=",".join(formats))
+        elif not repository.exists():
+            make_repository(repository, work.architecture, formats)
+        return str(repository)
+
     command = slides if work.slides else bench
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    asked = ["--repository", str(repository), "--classifier", work.classifier,
-             "--concurrency", ",".join(map(str, work.concurrency)),
+    asked = ["--repository", repository_of(work.formats), "--limit-repository", repository_of(work.limit_formats),
+             "--classifier", work.classifier, "--concurrency", ",".join(map(str, work.concurrency)),
              "--rounds", str(options.rounds), "--seconds", str(options.seconds)]  # fmt: skip
-    if work.limit_classifier:
-        asked += ["--limit-classifier", work.limit_classifier]
     answer = command.run(parser.parse_args(asked))
     if work.slides:  # in a table beside the protocols of `bench`
         answer["protocols"] = answer.pop("slides_in_flight")
@@ -162,7 +162,7 @@ def _in_flight(work: Work, row: str) -> str:
 def _sentences(answer: Mapping[str, Any]) -> str:
     machine, layout = answer["machine"], answer["layout"]
     return (
-        f"LIMIT {answer['limit_per_s']:g} tiles/s with {answer['limit_cpu_s_per_1000']:g} CPU s/1000 ({layout['processes']} "
+        f"LIMIT ({answer['limit_model']}) {answer['limit_per_s']:g} tiles/s with {answer['limit_cpu_s_per_1000']:g} CPU s/1000 ({layout['processes']} "
         f"processes x {layout['threads']} threads, {layout['batch']} at a time). Medians of {answer['rounds']} rounds; "
         f"{answer['answers_checked']} answers checked, the largest difference {answer['max_abs_diff']:.2g}. "
         f"{machine['cpu']}, {machine['cores']} cores, {machine['ram_gb']} GB; load average at the end {answer['load_average']:g}."

@@ -52,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--concurrency", default="8,64", metavar="LIST", help="slides in flight (default %(default)s)"
     )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default %(default)s")
+    parser.add_argument(
+        "--limit-repository", type=Path, metavar="DIR", help="LIMIT's encoder is in this repository"
+    )
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -61,7 +64,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise PerfInputError(f"--concurrency takes whole numbers like 8,64, not {options.concurrency!r}.")
     if options.rounds < 1 or options.tiles_a_slide < 1:
         raise PerfInputError("--rounds and --tiles-a-slide must be at least 1.")
-    work = _encoder_of(models_of(options.repository), options.classifier)
+    limit_repository = models_of(options.limit_repository or options.repository)
+    work = _encoder_of(limit_repository, options.classifier)
     tiles = work_tiles(options)
     requests = slide_requests(options.classifier, tiles, options.tiles_a_slide)
     limits: list[Sample] = []
@@ -95,7 +99,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             str(slides): {name: _median(found, name) for name in found[0]} for slides, found in turns.items()
         },
         "tiles_a_slide": options.tiles_a_slide,
-        "model": work.network,
+        "limit_model": work.network,
         "layout": dataclasses.asdict(layout),
         "rounds": options.rounds,
         "machine": machine(),

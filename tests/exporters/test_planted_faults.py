@@ -27,7 +27,7 @@ from exporters.proving_server import ProvingServer, proving_server
 from exporters.publication import Publication
 from exporters.served_parity import check_served_on
 from exporters.serving_options import ServingOptions
-from exporters.target_repository import preprocess_version, stage_preprocess
+from exporters.target_repository import stage_preprocess
 from slides.decode import encode_tile
 from training.checkpoint import Checkpoint
 from training.network import TileNetwork
@@ -191,8 +191,7 @@ def models(
     repository.mkdir()
     options = ServingOptions(max_batch=MAX_BATCH, instances=1)
     with Publication(repository) as publication:
-        stage_preprocess(publication, repository, SIZE_PX, options)
-        version = preprocess_version(repository)
+        version = stage_preprocess(publication, repository, SIZE_PX, options)
 
         def stage(name: str, fmt: ServedFormat, files: Files, checkpoint: Checkpoint = loaded) -> None:
             stage_classifier(
@@ -359,8 +358,7 @@ def test_what_does_not_load_is_named_by_the_server(
     repository.mkdir()
     options = ServingOptions(max_batch=MAX_BATCH, instances=1)
     with Publication(repository) as publication:
-        stage_preprocess(publication, repository, SIZE_PX, options)
-        version = preprocess_version(repository)
+        version = stage_preprocess(publication, repository, SIZE_PX, options)
         for name, (fmt, files) in everything.items():
             stage_classifier(publication, name, fmt, files, loaded.spec, options, preprocess_version=version)
         with (

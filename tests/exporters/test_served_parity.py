@@ -25,7 +25,7 @@ from exporters.proving_server import PROTOCOLS, ProvingServer, proving_server, u
 from exporters.publication import Publication
 from exporters.served_parity import check_served_on, tile_tensor
 from exporters.serving_options import ServingOptions
-from exporters.target_repository import preprocess_version, stage_preprocess
+from exporters.target_repository import stage_preprocess
 from training.checkpoint import Checkpoint
 
 MAX_BATCH = 4
@@ -51,8 +51,7 @@ def models(
     repository.mkdir()
     options = ServingOptions(max_batch=MAX_BATCH, instances=1)
     with Publication(repository) as publication:
-        stage_preprocess(publication, repository, loaded.spec.input_size_px, options)
-        version = preprocess_version(repository)
+        version = stage_preprocess(publication, repository, loaded.spec.input_size_px, options)
         for name, fmt in zip(("first", "second"), formats_named(["onnx", "torchscript"]), strict=True):
             files = fmt.build(network_of).files
             stage_classifier(publication, name, fmt, files, loaded.spec, options, preprocess_version=version)

@@ -21,7 +21,7 @@ def answer(ratio: float, rows: tuple[str, str] = ("http", "grpc")) -> dict[str, 
     return {
         **figures,
         "protocols": {rows[0]: figures, rows[1]: {**figures, "ratio_to_limit": ratio + 0.01}},
-        "limit_per_s": 100.0, "limit_cpu_s_per_1000": 19.2, "limit_call_ms": 20.0,
+        "limit_model": "tile_network_onnx", "limit_per_s": 100.0, "limit_cpu_s_per_1000": 19.2, "limit_call_ms": 20.0,
         "ratio_rounds": {rows[0]: [ratio, ratio], rows[1]: [ratio, ratio + 0.02]},
         "layout": {"processes": 2, "threads": 1, "batch": 1, "spin": True},
         "rounds": 2, "answers_checked": 500, "max_abs_diff": 1e-7, "load_average": 2.0,
