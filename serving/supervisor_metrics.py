@@ -22,7 +22,7 @@ from serving.releases.live import STATE, Live, live_directory_of
 from slides.model_metrics import public_name
 
 LOOK_EVERY_S = 1.0
-MEMORY_EVERY_S = 10.0
+MEMORY_EVERY_S = 30.0
 
 DESCRIPTIONS = {
     "clotline_ready": ("gauge", "1 while every public model was proven lately and no stub is missing"),

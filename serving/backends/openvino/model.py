@@ -86,7 +86,12 @@ class Settings:
             self.properties["INFERENCE_PRECISION_HINT"] = "bf16"
         threads = self.properties.get("INFERENCE_NUM_THREADS", 0)
         if threads and alone.isdigit() and lone_execution.threads_alone(int(alone)) != threads:
-            more = {"INFERENCE_NUM_THREADS": lone_execution.threads_alone(int(alone)), "NUM_STREAMS": 1}
+            # It may take all cores, so its threads may be pinned to them: free ones often met on one core, and took turns.
+            more = {
+                "INFERENCE_NUM_THREADS": lone_execution.threads_alone(int(alone)),
+                "NUM_STREAMS": 1,
+                "ENABLE_CPU_PINNING": True,
+            }
             self.properties_alone = {**self.properties, **more}
         static = self._take("static_batches").upper()
         if static not in ("", "YES", "NO"):
