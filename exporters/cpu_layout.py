@@ -1,10 +1,10 @@
-"""How many instances of a network serve on a CPU, and how many tiles they gather: chosen from how long its tiles take.
+"""How many instances of a network and of preprocessing serve on a CPU, and how many tiles they gather: chosen from how long
+their tiles take.
 
 A network that takes long gets an instance a core, and two tiles at a time. One of a millisecond or two gets as many instances
 as it can keep busy beside preprocessing, four tiles at a time, and one thread also when it is alone: what an execution costs
-besides the network (hops between processes, threads that wait for one another) would weigh as much as the network itself. Its
-instances are few, so they must not wait for a core: preprocessing gives way to them.
-Figures: docs/performance.md.
+besides the network (hops between processes, threads that wait for one another) would weigh as much as the network itself.
+Preprocessing gets the instances that it keeps busy: more processes than cores take turns on them, and find their caches cold. Figures: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ BUSIEST = 0.9
 FAST_GATHERED = 4
 ALONE_PARAMETER = "alone_thread_count"
 STATIC_PARAMETER = "static_batches"
-GIVES_WAY = 10
-"""Niceness (nice(2)) of preprocessing before a fast network."""
 NOISE = 7.0
 """With it a JPEG has about half a byte a pixel, as one of tissue has; decoding takes as long."""
 _DECODES = 5
@@ -46,14 +44,14 @@ class CpuLayout:
         gathered: tiles of different requests that Triton gathers for one execution.
         alone: whether a lone execution takes all cores, where the backend can do that.
         static: whether each size of a batch is compiled on its own, where the backend can do that.
-        preprocess_niceness: niceness of the processes that decode.
+        preprocess_instances: processes that decode at the same time.
     """
 
     instances: int
     gathered: int
     alone: bool
     static: bool
-    preprocess_niceness: int
+    preprocess_instances: int
 
     def parameters(self, of_format: Mapping[str, str]) -> dict[str, str]:
         """A format's parameters of its backend, without those of what is not to be done."""
@@ -73,11 +71,19 @@ def cpu_layout(cores: int, network_ms: float | None, preprocess_ms: float) -> Cp
         network_ms: of one tile, in one thread; None where it is not known.
         preprocess_ms: of one tile.
     """
-    if network_ms is None or network_ms >= FAST_MS:
-        return CpuLayout(cores, CPU_DYNAMIC_BATCH, alone=True, static=False, preprocess_niceness=0)
-    share = network_ms / (network_ms + preprocess_ms + SERVER_MS)
-    instances = math.ceil(cores * share / BUSIEST)
-    return CpuLayout(instances, FAST_GATHERED, alone=False, static=True, preprocess_niceness=GIVES_WAY)
+    if network_ms is None:
+        return CpuLayout(cores, CPU_DYNAMIC_BATCH, alone=True, static=False, preprocess_instances=cores)
+
+    def busy(own_ms: float) -> int:
+        return math.ceil(cores * own_ms / (network_ms + preprocess_ms + SERVER_MS) / BUSIEST)
+
+    if network_ms >= FAST_MS:
+        return CpuLayout(
+            cores, CPU_DYNAMIC_BATCH, alone=True, static=False, preprocess_instances=busy(preprocess_ms)
+        )
+    return CpuLayout(
+        busy(network_ms), FAST_GATHERED, alone=False, static=True, preprocess_instances=busy(preprocess_ms)
+    )
 
 
 @functools.cache

@@ -101,7 +101,7 @@ class Draft:
                 self.repository,
                 self.spec.input_size_px,
                 self.options,
-                layout.preprocess_niceness,
+                layout.preprocess_instances,
             )
         network = self._network_config(fmt, layout, answers_for=classifiers[0])
         self._stage_model(network)

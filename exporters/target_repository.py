@@ -48,9 +48,12 @@ def stage_preprocess(
     repository: Path,
     input_size_px: int,
     options: ServingOptions,
-    niceness: int = 0,
+    instances: int | None = None,
 ) -> int:
     """Stage `tile_preprocess`, which all tile ensembles share; returns its version.
+
+    Args:
+        instances: processes that decode at the same time, `options.instances` if it is not known how many are kept busy.
 
     Raises:
         RepositoryError: its code is neither in this checkout nor in the repository.
@@ -60,10 +63,9 @@ def stage_preprocess(
     config = preprocess_config(
         input_size_px=input_size_px,
         max_batch=options.max_batch,
-        instances=options.instances,
+        instances=instances or options.instances,
         max_tile_bytes=MAX_TILE_BYTES,
         max_tile_pixels=MAX_TILE_PIXELS,
-        niceness=niceness,
     )
     publication.stage(f"{PREPROCESS_MODEL}/{CONFIG_FILENAME}", to_text(config).encode())
     return version

@@ -82,7 +82,6 @@ def preprocess_config(
     instances: int,
     max_tile_bytes: int,
     max_tile_pixels: int,
-    niceness: int = 0,
 ) -> triton.ModelConfig:
     """Configuration of the Python model that decodes and resizes encoded tiles.
 
@@ -92,10 +91,9 @@ def preprocess_config(
     Args:
         input_size_px: side S of the decoded tile, pixels.
         max_batch: most tiles in one execution.
-        instances: processes that decode at the same time (the model runs on the CPU wherever it is served).
+        instances: processes that decode at the same time (the model runs on the CPU wherever it is served; `exporters.cpu_layout`).
         max_tile_bytes: an encoded tile with more bytes is refused.
         max_tile_pixels: a tile whose header announces more pixels is refused.
-        niceness: of these processes (nice(2), `exporters.cpu_layout`).
     """
     config = triton.ModelConfig(name=PREPROCESS_MODEL, backend="python", max_batch_size=max_batch)
     config.input.add(name="tile", data_type=triton.TYPE_STRING, dims=[1])
@@ -107,7 +105,6 @@ def preprocess_config(
             "input_size_px": str(input_size_px),
             "max_tile_bytes": str(max_tile_bytes),
             "max_tile_pixels": str(max_tile_pixels),
-            **({"niceness": str(niceness)} if niceness else {}),
         },
     )
     return config

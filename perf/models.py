@@ -161,10 +161,9 @@ def _write(
             preprocess = triton_config.preprocess_config(
                 input_size_px=size_px,
                 max_batch=max_batch,
-                instances=instances,
+                instances=layout.preprocess_instances,
                 max_tile_bytes=MAX_TILE_BYTES,
                 max_tile_pixels=MAX_TILE_PIXELS,
-                niceness=layout.preprocess_niceness,
             )
             _put(
                 directory / preprocess.name,

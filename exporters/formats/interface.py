@@ -15,6 +15,8 @@ from torch import nn
 
 from exporters.triton_config import CLASSIFIER_MODEL, NETWORK_PREFIX, OUTPUTS, NetworkTensors
 
+GIVES_WAY = "10"
+"""Niceness (nice(2)) of a network: what feeds it with tiles has a core first (docs/performance.md)."""
 TILES_INPUT = "tiles"
 """Name of the input, where the backend lets us choose it."""
 

@@ -22,6 +22,7 @@ from torch import nn
 
 from exporters.errors import DamagedArtifactError, GraphError
 from exporters.formats.interface import (
+    GIVES_WAY,
     TILES_INPUT,
     Artifact,
     Network,
@@ -44,9 +45,10 @@ class Onnx(ServedFormat):
     backend = "onnxruntime"
     artifact_filename = "model.onnx"
     # One thread an execution: parallel work comes from instances and batches, which do not wait for each other.
-    # A lone execution takes all cores (embedded backend only; the native one does not look for the name).
+    # A lone execution takes all cores, and a network gives way to what feeds it (embedded backend only; the native one
+    # does not look for the names).
     parameters: Mapping[str, str] = MappingProxyType(
-        {"intra_op_thread_count": "1", "alone_thread_count": "0"}
+        {"intra_op_thread_count": "1", "alone_thread_count": "0", "niceness": GIVES_WAY}
     )
 
     def build(self, network: Network) -> Artifact:

@@ -23,6 +23,7 @@ import numpy as np
 
 from exporters.errors import DamagedArtifactError, GraphError, UnavailableError
 from exporters.formats.interface import (
+    GIVES_WAY,
     TILES_INPUT,
     Artifact,
     Network,
@@ -37,8 +38,10 @@ _PARAMETERS = {
     "INFERENCE_NUM_THREADS": "1",
     "NUM_STREAMS": "1",
     "ENABLE_BATCH_PADDING": "YES",
-    # A lone execution takes all cores (embedded backend only; the native one does not look for the name).
+    # A lone execution takes all cores, and a network gives way to what feeds it (embedded backend only; the native one
+    # does not look for the names).
     "alone_thread_count": "0",
+    "niceness": GIVES_WAY,
 }
 
 

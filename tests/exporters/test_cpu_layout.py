@@ -12,7 +12,7 @@ from slides.spec import ModelSpec
 @pytest.mark.parametrize("network_ms", [None, FAST_MS, 18.0])
 def test_a_network_that_takes_long_or_is_unknown_gets_every_core(network_ms: float | None) -> None:
     assert cpu_layout(4, network_ms, 1.2) == CpuLayout(
-        4, CPU_DYNAMIC_BATCH, alone=True, static=False, preprocess_niceness=0
+        4, CPU_DYNAMIC_BATCH, alone=True, static=False, preprocess_instances=4 if network_ms is None else 1
     )
 
 
@@ -34,9 +34,12 @@ def test_a_slow_network_keeps_the_threads_of_a_lone_execution_and_a_fast_one_its
     assert cpu_layout(2, 1.4, 1.2).parameters(parameters) == {**both, "static_batches": "YES"}
 
 
-def test_preprocessing_gives_way_to_a_fast_network_only() -> None:
-    assert cpu_layout(2, 18.0, 1.2).preprocess_niceness == 0
-    assert cpu_layout(2, 1.4, 1.2).preprocess_niceness > 0
+def test_preprocessing_gets_the_instances_that_it_keeps_busy() -> None:
+    assert cpu_layout(2, 18.0, 1.2).preprocess_instances == 1
+    assert cpu_layout(2, 1.4, 1.2).preprocess_instances == 1
+    assert cpu_layout(16, 1.4, 1.2).preprocess_instances == 6
+    assert cpu_layout(16, 1.4, 12.0).preprocess_instances > 12
+    assert cpu_layout(16, None, 1.2).preprocess_instances == 16
 
 
 def test_a_larger_tile_takes_longer_to_decode() -> None:

@@ -29,14 +29,6 @@ def preprocess() -> ModelConfig:
     )
 
 
-def test_preprocessing_says_how_far_it_gives_way() -> None:
-    assert "niceness" not in preprocess().parameters
-    nicer = preprocess_config(
-        input_size_px=96, max_batch=8, instances=2, max_tile_bytes=1000, max_tile_pixels=5000, niceness=7
-    )
-    assert nicer.parameters["niceness"].string_value == "7"
-
-
 def network(fmt: ServedFormat, **changes: object) -> ModelConfig:
     settings = {
         "backend": fmt.backend,

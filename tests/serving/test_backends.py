@@ -171,6 +171,7 @@ def test_openvino_honours_the_native_settings_and_refuses_the_rest(
     add_openvino(wrong, OPENVINO_CONFIG + parameter("HINT_BF16", "NO"), name="hint")
     add_openvino(wrong, OPENVINO_CONFIG + parameter("static_batches", "2"), name="static")
     add_openvino(wrong, OPENVINO_CONFIG + parameter("alone_thread_count", "all"), name="alone")
+    add_openvino(wrong, OPENVINO_CONFIG + parameter("niceness", "low"), name="nice")
     add_openvino(wrong, OPENVINO_CONFIG.replace("FP32", "INT64"), name="retyped")
     (add_openvino(wrong, OPENVINO_CONFIG, name="weightless") / "model.bin").unlink()
     launched = launch(wrong, "--name", "openvino_wrong")
@@ -181,6 +182,7 @@ def test_openvino_honours_the_native_settings_and_refuses_the_rest(
         "HINT_BF16 must be YES, not 'NO'",
         "static_batches must be YES or NO, not '2'",
         "alone_thread_count must be a whole number >= 0, not 'all'",
+        "niceness must be a whole number >= 0, not 'low'",
         "input x is TYPE_INT64 in config.pbtxt, f32 in the network",
         "model.bin does not exist",
     ):

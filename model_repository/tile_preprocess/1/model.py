@@ -3,8 +3,7 @@
 input  `tile`   BYTES [1]        a whole JPEG or PNG file
 output `tiles`  UINT8 [S, S, 3]  RGB, S = parameter `input_size_px`
 
-Parameters (config.pbtxt, written by the exporter): `input_size_px`, `max_tile_bytes`, `max_tile_pixels`; `niceness` (nice(2),
-0 to 19, default 0), by which this process gives way to networks of few instances (exporters/cpu_layout.py).
+Parameters (config.pbtxt, written by the exporter): `input_size_px`, `max_tile_bytes`, `max_tile_pixels`.
 A request with a broken tile fails alone; the other requests of the batch get their answers.
 Counted are decode times, rejected tiles and what tiles look like (docs/metrics.md).
 """
@@ -12,7 +11,6 @@ Counted are decode times, rejected tiles and what tiles look like (docs/metrics.
 from __future__ import annotations
 
 import json
-import os
 import time
 from typing import Any
 
@@ -24,7 +22,7 @@ from slides.decode import MAX_TILE_BYTES, MAX_TILE_PIXELS, decode_tile
 from slides.errors import TileDecodeError
 from slides.model_metrics import DECODE_EDGES_S, ModelMetrics, is_probe, public_name
 
-KNOWN_PARAMETERS = {"input_size_px", "max_tile_bytes", "max_tile_pixels", "niceness"}
+KNOWN_PARAMETERS = {"input_size_px", "max_tile_bytes", "max_tile_pixels"}
 APPEARANCES_A_SECOND = 10
 
 
@@ -83,16 +81,10 @@ class TritonPythonModel:
             self.size_px = int(values["input_size_px"])
             self.max_bytes = int(values.get("max_tile_bytes", MAX_TILE_BYTES))
             self.max_pixels = int(values.get("max_tile_pixels", MAX_TILE_PIXELS))
-            niceness = int(values.get("niceness", 0))
         except ValueError as error:
             raise pb_utils.TritonModelException(
                 f"{args['model_name']}: parameters must be whole numbers: {error}"
             ) from error
-        if not 0 <= niceness <= 19:
-            raise pb_utils.TritonModelException(
-                f"{args['model_name']}: niceness must be 0 to 19, not {niceness}"
-            )
-        os.nice(niceness)
         self.metrics = TileMetrics(args)
 
     def finalize(self) -> None:

@@ -7,10 +7,11 @@ triton-inference-server/onnxruntime_backend) and refuses every other one:
   parameters: intra_op_thread_count, inter_op_thread_count, execution_mode (0 sequential, 1 parallel),
               enable_mem_arena, enable_mem_pattern (0 or 1), memory.enable_memory_arena_shrinkage (`cpu:0`);
               graph_optimization_level is read as another name of optimization.graph.level
-and one of its own, which the native backend does not look for:
+and three of its own, which the native backend does not look for:
   parameters: alone_thread_count  threads of an execution while no other instance of ours executes in this server
               (0: every core, at most 8). Default: intra_op_thread_count. A lone request then has all cores,
               and under load every instance keeps to its own; where they differ a second session is held in memory.
+              niceness  of its process (nice(2)), 0 to 19. Default: 0
               clotline_answers_for  whose predictions its answers are (slides/model_metrics.py), to be counted
 Requests that Triton hands over together run as one batch; if that fails each runs alone, so that one bad request
 harms nobody else.
@@ -19,6 +20,7 @@ harms nobody else.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,7 @@ class Settings:
         shrinkage = self.parameters.pop(SHRINKAGE, "")
         if shrinkage:
             self.run_options.add_run_config_entry(SHRINKAGE, shrinkage)
+        self.niceness = self._whole("niceness", 0)
         self.parameters.pop(ANSWERS_FOR, None)  # read by `network_predictions`
         if self.parameters:
             self.problems.append(
@@ -122,6 +125,7 @@ class TritonPythonModel:
             problems.append("instance_group asks for a GPU; this backend runs on the CPU: use KIND_CPU")
         if problems:
             raise refuse(name, "; ".join(problems))
+        os.nice(settings.niceness)  # before any other thread is there
         more_alone = settings.threads and settings.threads_alone != settings.threads
         self.neighbours = lone_execution.neighbours_here() if more_alone else None
         path = Path(

@@ -7,13 +7,14 @@ refuses every other one:
               PERFORMANCE_HINT (LATENCY, THROUGHPUT or CUMULATIVE_THROUGHPUT), HINT_BF16 (YES),
               ENABLE_BATCH_PADDING, SKIP_OV_DYNAMIC_BATCHSIZE, RESHAPE_IO_LAYERS (YES or NO; nothing to do here: a batch
               is run at its own size)
-and three of its own, which the native backend does not look for:
+and four of its own, which the native backend does not look for:
   parameters: alone_thread_count  threads of an execution while no other instance of ours executes in this server
               (0: every core, at most 8). Default: INFERENCE_NUM_THREADS. A lone request then has all cores, and under
               load every instance keeps to its own; where they differ the network is held in memory twice.
               static_batches  YES: compile it once more for each batch size that Triton gathers, from 1 to the
               largest preferred one. OpenVINO then plans each at loading, and not anew whenever the size changes.
               Each copy has its own memory for weights. Batches of other sizes run as without.
+              niceness  of its process (nice(2)), 0 to 19. Default: 0
               clotline_answers_for  whose predictions its answers are (slides/model_metrics.py), to be counted
 Without HINT_BF16 it computes in FP32, also where OpenVINO would choose BF16.
 Requests that Triton hands over together run as one batch; if that fails each runs alone.
@@ -22,6 +23,7 @@ Requests that Triton hands over together run as one batch; if that fails each ru
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -66,9 +68,11 @@ class Settings:
             elif text:
                 self.properties[name] = int(text)
         self.properties_alone: dict[str, Any] | None = None
-        alone = self._take(lone_execution.PARAMETER)
-        if alone and not alone.isdigit():
-            self.problems.append(f"{lone_execution.PARAMETER} must be a whole number >= 0, not {alone!r}")
+        alone, niceness = self._take(lone_execution.PARAMETER), self._take("niceness")
+        for name, text in ((lone_execution.PARAMETER, alone), ("niceness", niceness)):
+            if text and not text.isdigit():
+                self.problems.append(f"{name} must be a whole number >= 0, not {text!r}")
+        self.niceness = int(niceness) if niceness.isdigit() else 0
         streams = self._take("NUM_STREAMS").upper()
         if streams and not (streams in ("AUTO", "NUMA") or streams.isdigit()):
             self.problems.append(f"NUM_STREAMS must be AUTO, NUMA or a whole number, not {streams!r}")
@@ -168,6 +172,7 @@ class TritonPythonModel:
             problems.append(f"{path.with_suffix('.bin')} does not exist")
         if problems:
             raise refuse(name, "; ".join(problems))
+        os.nice(settings.niceness)  # before any other thread is there
         try:
             core = ov.Core()
             model = core.read_model(str(path))
