@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -27,7 +28,10 @@ def test_every_format_has_a_network_and_a_classifier(tmp_path: Path) -> None:
         "tile_network_torchscript",
         "tile_preprocess",
     ]
-    assert "count: 3" in (directory / "tile_preprocess" / "config.pbtxt").read_text()
+    for model in ("tile_preprocess", "tile_network_torchscript"):  # as many as they keep busy of three
+        found = re.search(r"count: (\d+)", (directory / model / "config.pbtxt").read_text())
+        assert found
+        assert 1 <= int(found[1]) <= 3
     assert all(list((model / "1").iterdir()) for model in directory.iterdir())
     with pytest.raises(PerfInputError, match="'pytorch'"):
         served_work(directory)
