@@ -30,6 +30,10 @@ BUSIEST = 0.9
 FAST_GATHERED = 4
 ALONE_PARAMETER = "alone_thread_count"
 STATIC_PARAMETER = "static_batches"
+NICENESS_PARAMETER = "niceness"
+GIVES_WAY_FROM = 0.1
+"""Of a tile's CPU time, what preprocessing takes where the network gives way to it. Below that, the network would only lose its
+caches to it."""
 NOISE = 7.0
 """With it a JPEG has about half a byte a pixel, as one of tissue has; decoding takes as long."""
 _DECODES = 5
@@ -44,6 +48,7 @@ class CpuLayout:
         gathered: tiles of different requests that Triton gathers for one execution.
         alone: whether a lone execution takes all cores, where the backend can do that.
         static: whether each size of a batch is compiled on its own, where the backend can do that.
+        gives_way: whether preprocessing has a core before the network.
         preprocess_instances: processes that decode at the same time.
     """
 
@@ -51,16 +56,17 @@ class CpuLayout:
     gathered: int
     alone: bool
     static: bool
+    gives_way: bool
     preprocess_instances: int
 
     def parameters(self, of_format: Mapping[str, str]) -> dict[str, str]:
         """A format's parameters of its backend, without those of what is not to be done."""
-        not_done = {
-            name
-            for name, done in ((ALONE_PARAMETER, self.alone), (STATIC_PARAMETER, self.static))
-            if not done
+        done = {
+            ALONE_PARAMETER: self.alone,
+            STATIC_PARAMETER: self.static,
+            NICENESS_PARAMETER: self.gives_way,
         }
-        return {name: value for name, value in of_format.items() if name not in not_done}
+        return {name: value for name, value in of_format.items() if done.get(name, True)}
 
 
 def cpu_layout(cores: int, network_ms: float | None, preprocess_ms: float) -> CpuLayout:
@@ -72,17 +78,27 @@ def cpu_layout(cores: int, network_ms: float | None, preprocess_ms: float) -> Cp
         preprocess_ms: of one tile.
     """
     if network_ms is None:
-        return CpuLayout(cores, CPU_DYNAMIC_BATCH, alone=True, static=False, preprocess_instances=cores)
+        return CpuLayout(
+            cores,
+            CPU_DYNAMIC_BATCH,
+            alone=True,
+            static=False,
+            gives_way=False,
+            preprocess_instances=cores,
+        )
+    whole_ms = network_ms + preprocess_ms + SERVER_MS
 
     def busy(own_ms: float) -> int:
-        return math.ceil(cores * own_ms / (network_ms + preprocess_ms + SERVER_MS) / BUSIEST)
+        return math.ceil(cores * own_ms / whole_ms / BUSIEST)
 
-    if network_ms >= FAST_MS:
-        return CpuLayout(
-            cores, CPU_DYNAMIC_BATCH, alone=True, static=False, preprocess_instances=busy(preprocess_ms)
-        )
+    fast = network_ms < FAST_MS
     return CpuLayout(
-        busy(network_ms), FAST_GATHERED, alone=False, static=True, preprocess_instances=busy(preprocess_ms)
+        busy(network_ms) if fast else cores,
+        FAST_GATHERED if fast else CPU_DYNAMIC_BATCH,
+        alone=not fast,
+        static=fast,
+        gives_way=preprocess_ms / whole_ms >= GIVES_WAY_FROM,
+        preprocess_instances=busy(preprocess_ms),
     )
 
 

@@ -12,7 +12,12 @@ from slides.spec import ModelSpec
 @pytest.mark.parametrize("network_ms", [None, FAST_MS, 18.0])
 def test_a_network_that_takes_long_or_is_unknown_gets_every_core(network_ms: float | None) -> None:
     assert cpu_layout(4, network_ms, 1.2) == CpuLayout(
-        4, CPU_DYNAMIC_BATCH, alone=True, static=False, preprocess_instances=4 if network_ms is None else 1
+        4,
+        CPU_DYNAMIC_BATCH,
+        alone=True,
+        static=False,
+        gives_way=network_ms == FAST_MS,
+        preprocess_instances=4 if network_ms is None else 1,
     )
 
 
@@ -32,6 +37,14 @@ def test_a_slow_network_keeps_the_threads_of_a_lone_execution_and_a_fast_one_its
     parameters = {**both, "alone_thread_count": "0", "static_batches": "YES"}
     assert cpu_layout(2, 18.0, 1.2).parameters(parameters) == {**both, "alone_thread_count": "0"}
     assert cpu_layout(2, 1.4, 1.2).parameters(parameters) == {**both, "static_batches": "YES"}
+
+
+def test_a_network_gives_way_where_preprocessing_takes_a_tenth_of_the_time() -> None:
+    parameters = {"niceness": "10"}
+    assert cpu_layout(2, 18.0, 1.2).parameters(parameters) == {}
+    assert cpu_layout(2, None, 1.2).parameters(parameters) == {}
+    for network_ms in (1.4, 4.1):
+        assert cpu_layout(2, network_ms, 1.2).parameters(parameters) == parameters
 
 
 def test_preprocessing_gets_the_instances_that_it_keeps_busy() -> None:
