@@ -13,6 +13,7 @@ import numpy as np
 from exporters import reference_profile
 from exporters.acceptance import UNPROVEN
 from exporters.checkpoint_entry import pretrained_entry
+from exporters.cpu_layout import cpu_layout
 from exporters.errors import FormatError, GraphError, ParityError
 from exporters.exported_format import ExportedFormat, refused_format, sha256
 from exporters.formats.interface import OnnxTarget, ServedFormat
@@ -244,6 +245,7 @@ class _Drafting:
         """A format's encoders, their embedder, and the classifier that asks it."""
         artifacts = gate.build(fmt)
         tensors = fmt.tensors_of((EMBEDDING,))
+        layout = cpu_layout(self.options.instances, None, 0.0)  # nobody has measured an encoder
         encoders = []
         self.files_of[fmt.name] = {}
         for m, (artifact, member) in enumerate(zip(artifacts, self.source.members, strict=True)):
@@ -253,7 +255,7 @@ class _Drafting:
                 platform=fmt.platform,
                 artifact_filename=fmt.artifact_filename,
                 tensors=tensors,
-                parameters=fmt.parameters,
+                parameters=layout.parameters(fmt.parameters),
                 input_size_px=self.source.spec.input_size_px,
                 classes=len(self.source.spec.class_names),
                 max_batch=self.options.max_batch,
