@@ -20,6 +20,7 @@ import numpy as np
 
 from exporters.triton_config import CPU_DYNAMIC_BATCH
 from slides.decode import decode_tile, encode_tile
+from slides.lone_execution import PARAMETER as ALONE_PARAMETER
 from slides.spec import ModelSpec
 
 FAST_MS = 4.0
@@ -29,7 +30,6 @@ SERVER_MS = 1.0
 BUSIEST = 0.9
 """Of its time, what an instance may be busy at full load."""
 FAST_GATHERED = 4
-ALONE_PARAMETER = "alone_thread_count"
 STATIC_PARAMETER = "static_batches"
 NICENESS_PARAMETER = "niceness"
 GIVES_WAY_FROM = 0.1

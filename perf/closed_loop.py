@@ -12,7 +12,7 @@ import select
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -28,11 +28,14 @@ class Connection(ABC):
     """One request in flight over one TCP connection of its own.
 
     Args:
-        host, port: of the server. Raises OSError where nobody listens.
+        host, port: of the server. Raises LoadError where nobody listens.
     """
 
     def __init__(self, host: str, port: int) -> None:
-        self.socket = socket.create_connection((host, port), timeout=10)
+        try:
+            self.socket = socket.create_connection((host, port), timeout=10)
+        except OSError as error:
+            raise LoadError(f"no connection to {host}:{port}: {error}. Is the server up?") from error
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         self.socket.setblocking(False)
@@ -58,22 +61,29 @@ class Connection(ABC):
 
 
 def closed_loop(
-    connections: Sequence[Connection], requests: int, seconds: float, warm_up_s: float = 0.5
+    connect: Callable[[], Connection],
+    requests: int,
+    concurrency: int,
+    seconds: float,
+    warm_up_s: float = 0.5,
 ) -> tuple[LoadFigures, list[tuple[int, bytes]]]:
     """Keep one request in flight on every connection; returns what was seen, and (index of the request, answer) of all.
 
     Args:
-        connections: closed in the end.
+        connect: opens a connection; it is closed in the end.
         requests: how many different ones there are; they are sent in turns.
+        concurrency: connections, each with one request in flight.
         seconds: how long answers count.
         warm_up_s: before that, answers are kept but do not count.
 
     Raises:
-        LoadError: a broken connection, or silence.
+        LoadError: no connection, a broken one, an error for an answer, or silence.
     """
     with contextlib.ExitStack() as opened:
-        for connection in connections:
-            opened.callback(connection.socket.close)
+        connections = []
+        for _ in range(concurrency):
+            connections.append(connect())
+            opened.callback(connections[-1].socket.close)
         poll = opened.enter_context(select.epoll())
         for connection in connections:
             poll.register(connection.socket, select.EPOLLIN)

@@ -79,11 +79,9 @@ def grpc_load(
     Raises:
         LoadError: no connection, a broken one, an error for an answer, or silence.
     """
-    try:
-        connections = [_Connection(host, port, messages) for _ in range(concurrency)]
-    except OSError as error:
-        raise LoadError(f"no gRPC connection to {host}:{port}: {error}. Is the server up?") from error
-    return closed_loop(connections, len(messages), seconds, warm_up_s)
+    return closed_loop(
+        lambda: _Connection(host, port, messages), len(messages), concurrency, seconds, warm_up_s
+    )
 
 
 class _Frames:

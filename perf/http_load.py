@@ -117,11 +117,7 @@ def http_load(
         LoadError: no connection, a broken one, or silence.
     """
     views = [memoryview(request) for request in requests]
-    try:
-        connections = [_Connection(host, port, views) for _ in range(concurrency)]
-    except OSError as error:
-        raise LoadError(f"no HTTP connection to {host}:{port}: {error}. Is the server up?") from error
-    return closed_loop(connections, len(views), seconds, warm_up_s)
+    return closed_loop(lambda: _Connection(host, port, views), len(views), concurrency, seconds, warm_up_s)
 
 
 def _length(received: bytearray) -> int:
