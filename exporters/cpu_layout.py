@@ -4,8 +4,8 @@ their tiles take.
 A network that takes long gets an instance a core, and two tiles at a time. One of a millisecond or two gets as many instances
 as it can keep busy beside preprocessing, four tiles at a time, and one thread also when it is alone: what an execution costs
 besides the network (hops between processes, threads that wait for one another) would weigh as much as the network itself.
-Preprocessing gets the instances that it keeps busy, and two at least: more processes than cores take turns on them, and find
-their caches cold. Figures: docs/performance.md.
+Preprocessing gets the instances that it keeps busy, a single one on few cores: more processes than cores take turns on them,
+and find their caches cold. Figures: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -35,9 +35,6 @@ NICENESS_PARAMETER = "niceness"
 GIVES_WAY_FROM = 0.1
 """Of a tile's CPU time, what preprocessing takes where the network gives way to it. Below that, the network would only lose its
 caches to it."""
-FEWEST_PREPROCESS = 2
-"""Triton waits a second for each request that a dead process was to answer before it loads the model anew. Of a single one these
-are all that are in flight, and a decoder is what bad tiles could end."""
 NOISE = 7.0
 """With it a JPEG has about half a byte a pixel, as one of tissue has; decoding takes as long."""
 _DECODES = 5
@@ -102,7 +99,7 @@ def cpu_layout(cores: int, network_ms: float | None, preprocess_ms: float) -> Cp
         alone=not fast,
         static=fast,
         gives_way=preprocess_ms / whole_ms >= GIVES_WAY_FROM,
-        preprocess_instances=max(busy(preprocess_ms), min(cores, FEWEST_PREPROCESS)),
+        preprocess_instances=busy(preprocess_ms),
     )
 
 

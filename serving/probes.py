@@ -81,10 +81,11 @@ class Prober:
         self._wake.set()
 
     def doubt(self) -> None:
-        """Something happened to the models: what was proven before does not count any more."""
+        """Something happened to the models: neither what was proven before nor what is being asked counts any more."""
         with self._lock:
             for proof in self._proofs.values():
                 proof.proven_at_s, proof.failure, proof.timed_out = None, None, False
+                proof.asking, proof.asked_at_s = False, time.monotonic()  # it may hang in what is dead
             self._tell()
         self._configs_at_s = -CONFIGS_EVERY_S
         self._wake.set()
@@ -170,9 +171,9 @@ class Prober:
             if proof.asking or (proven_lately and not proof.failure):
                 return
             proof.asking, proof.asked_at_s = True, now_s
-        threading.Thread(target=self._ask, args=(name, proof), daemon=True).start()
+        threading.Thread(target=self._ask, args=(name, proof, now_s), daemon=True).start()
 
-    def _ask(self, name: str, proof: Proof) -> None:
+    def _ask(self, name: str, proof: Proof, asked_at_s: float) -> None:
         failure, timed_out = None, False
         try:
             self._ask_and_compare(name, proof)
@@ -181,6 +182,8 @@ class Prober:
         except OSError as error:
             failure, timed_out = f"{name} did not answer a synthetic question: {error}", True
         with self._lock:
+            if proof.asked_at_s != asked_at_s:  # doubted meanwhile
+                return
             proof.asking = False
             if timed_out and proof.proven_at_s is not None and proof.proven_at_s > proof.asked_at_s:
                 return  # clients were answered while it waited

@@ -5,6 +5,9 @@ the ensembles above it down. Loading it anew works beside the broken one, if the
 without effect on a CPU (`optimization.gather_kernel_buffer_threshold`) is counted up. The broken one answers from its
 living instances until the new one is ready; pinned ensembles stay up. What it leaves behind is removed by us: stubs of
 the old load that do not end, and the names of their shared memory.
+
+Where no instance lives, each request that waits for one takes a second to fail, in turn, and holds up the slide that asked.
+Where that would take longer than a start of the server, the server is restarted instead.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Any
 from serving.health import Health
 from serving.instances import InstanceState
 from serving.stubs import DeathWatch, Stub, missing, stubs_of
-from serving.triton_http import Refused, TritonHttp
+from serving.triton_http import Refused, TritonHttp, pending_requests
 from serving.tritonserver import ADMIN_METADATA, python_based_backends
 
 LOOK_EVERY_S = 1.0  # for new stubs, so that they are watched; a death is seen at once
@@ -30,17 +33,24 @@ CALL_TIMEOUT_S = 1.5
 LOAD_TIMEOUT_S = 120.0
 LEFTOVER_S = 30.0  # old instances may finish what they were given
 CERTAIN_AFTER_S = 0.05
+FAILING_TAKES_S = 1.0  # a request of which the stub is dead, in Triton's Python backend
 MOST_REPLACEMENTS = 10  # each leaves a thread and a little memory behind in tritonserver
 
 
 class StubKeeper:
-    """Watches the stubs of one running tritonserver."""
+    """Watches the stubs of one running tritonserver.
+
+    Args:
+        doubt: called when models were replaced: what was proven of them counts no more.
+        start_s: how long a restart of the server takes.
+    """
 
     def __init__(
-        self, server_pid: int, state: InstanceState, health: Health, doubt: Callable[[], None]
+        self, server_pid: int, state: InstanceState, health: Health, doubt: Callable[[], None], start_s: float
     ) -> None:
         self.replaced = 0
-        self._doubt = doubt  # called when models were replaced: what was proven of them counts no more
+        self._doubt = doubt
+        self._start_s = start_s
         self._pid = server_pid
         self._state = state
         self._api = TritonHttp(state.http, state.admin_token, timeout_s=CALL_TIMEOUT_S)
@@ -100,6 +110,9 @@ class StubKeeper:
         self._health.set_broken(dict.fromkeys(models, "a stub of it died; it is loaded anew"))
         if models and self.replaced >= MOST_REPLACEMENTS:
             return f"stubs of {', '.join(models)} died, after {self.replaced} replacements"
+        lost = self._lost(dead) if models else None
+        if lost:
+            return lost
         if models:
             self._loading = threading.Thread(target=self._load, args=(models, dead), daemon=True)
             self._loading.start()
@@ -127,6 +140,23 @@ class StubKeeper:
             else:
                 self._stubless.add(key)
         return missing(living, configs)
+
+    def _lost(self, dead: list[Stub]) -> str | None:
+        """What waits for too long for models of which no instance lives, None if nothing does."""
+        replaced = {stub for stub, _ in self._leftovers}
+        living = {(stub.model, stub.version) for stub in stubs_of(self._pid) if stub not in replaced}
+        nobody = {(stub.model, stub.version) for stub in dead} - living
+        if not nobody:
+            return None
+        try:
+            pending = pending_requests(self._state.metrics, timeout_s=CALL_TIMEOUT_S)
+        except OSError:  # busy: the load is tried
+            return None
+        waiting = sum(pending.get(key, 0) for key in nobody)
+        if waiting * FAILING_TAKES_S <= self._start_s:
+            return None
+        names = ", ".join(sorted(model for model, _ in nobody))
+        return f"{waiting} requests waited for {names}, of which no stub was alive"
 
     def _load(self, models: list[str], dead: list[Stub]) -> None:
         for model in models:

@@ -1,6 +1,6 @@
 """Keeps one server proven: replaces dead stubs, restarts a dead server, and says meanwhile that it is not ready.
 
-A stub that died     its model is loaded anew (serving/replacement.py).
+A stub that died     its model is loaded anew, or the server started again where that is faster (serving/replacement.py).
 A server that died   is started again with the same ports, token and repository, after a growing pause if it does not
                      become ready.
 No success           the same, if a public model has not been proven for HUNG_S (serving/probes.py).
@@ -62,6 +62,7 @@ class Supervisor:
         self._status = "starting"
         self._server: GuardedServer | None = None
         self._proven = False
+        self._start_s = 0.0
         self._replaced = 0
         self._restarted_s: deque[float] = deque()
         self._logged_s = time.monotonic()
@@ -69,9 +70,10 @@ class Supervisor:
     def start(self, deadline_s: float, *, again: bool = False) -> list[str]:
         """Start and prove the server; returns the names of its models. Raises ServingError."""
         self._proven = False
+        began_s = time.monotonic()
         self._server = GuardedServer(self.plan)
         models = self._server.prove(deadline_s, self.health.beat, again=again)
-        self._proven = True
+        self._proven, self._start_s = True, time.monotonic() - began_s
         if self._server.guardian.token_hidden is False:
             say("the admin token could not be hidden from /proc/<pid>/cmdline (see docs/serving.md)")
         return models
@@ -105,7 +107,7 @@ class Supervisor:
         keeper: StubKeeper | None = None
         self._replaced = 0
         try:
-            keeper = StubKeeper(server.pid, state, self.health, prober.doubt)
+            keeper = StubKeeper(server.pid, state, self.health, prober.doubt, self._start_s)
             prober.start()  # it names the public models first, as not proven yet
             self.health.set_server(True)
             while True:

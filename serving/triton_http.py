@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import struct
+import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +18,10 @@ from serving.tritonserver import ADMIN_HEADER
 from slides.model_metrics import PROBE_ID
 
 CALL_TIMEOUT_S = 5.0
+_PENDING = re.compile(
+    r'^nv_inference_pending_request_count{model="(?P<model>[^"]*)",version="(?P<version>\d+)"} (?P<count>\d+)',
+    re.M,
+)
 
 
 class Refused(Exception):
@@ -97,3 +103,13 @@ class TritonHttp:
         headers = {"Inference-Header-Content-Length": str(len(head))}
         said = self._call(f"/v2/models/{model}/infer", head + data, headers, timeout_s)
         return {output["name"]: output["data"] for output in said["outputs"]}
+
+
+def pending_requests(metrics_url: str, *, timeout_s: float) -> dict[tuple[str, str], int]:
+    """Requests that wait for an instance, by (model, version). Raises OSError where no answer comes in time."""
+    try:
+        with urllib.request.urlopen(metrics_url, timeout=timeout_s) as answer:  # noqa: S310  of our own server
+            text = answer.read().decode(errors="replace")
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"broken answer: {error!r}") from error
+    return {(found["model"], found["version"]): int(found["count"]) for found in _PENDING.finditer(text)}

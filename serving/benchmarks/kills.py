@@ -1,7 +1,7 @@
 """python -m serving.benchmarks kills --repository model_repository
 
-Starts a server, loads its tile_classifier from several clients (half HTTP, half gRPC), and kills with SIGKILL, one
-after the other: a stub of every model, tritonserver, its guardian. After each kill it waits until GET /ready says 503,
+Starts a server, loads its tile_classifier, and with --slides its slide_classifier too, from several clients (half HTTP,
+half gRPC), and kills with SIGKILL, one after the other: a stub of every model, tritonserver, its guardian. After each kill it waits until GET /ready says 503,
 and then until it says 200. Every answer that the clients get is compared with the one given before the first kill.
 Bars: not ready within 2 s, ready again within 10 s, no wrong answer.
 """
@@ -46,6 +46,7 @@ GIVE_UP_S = 60.0
 SETTLE_S = 1.5
 REQUEST_TIMEOUT_S = 5.0
 TILES = 8
+BAG = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--rounds", type=int, default=10, help="kills of each kind (default %(default)s)")
     parser.add_argument("--concurrency", type=int, default=8, help="clients (default %(default)s)")
+    parser.add_argument("--slides", type=int, default=0, metavar="N",
+                        help=f"of them, how many ask slide_classifier with {BAG} tiles (default %(default)s)")  # fmt: skip
     parser.add_argument("--only", action="append", metavar="KIND",
                         help="only this kind: tritonserver, guardian, or the name of a model; may be repeated")  # fmt: skip
 
@@ -85,7 +88,7 @@ class Load:
 
     up: dict[str, Any]
     tiles: list[bytes]
-    expected: list[np.ndarray] = field(default_factory=list)
+    expected: dict[str, list[np.ndarray]] = field(default_factory=dict)
     right: int = 0
     failed: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -99,22 +102,37 @@ class Load:
         limits = {"connection_timeout": REQUEST_TIMEOUT_S, "network_timeout": REQUEST_TIMEOUT_S}
         return tritonclient.http.InferenceServerClient(self.up["http"], **limits)
 
-    def ask(self, client: Any, protocol: str, number: int) -> np.ndarray:
-        """The probabilities of one tile."""
+    def ask(self, client: Any, protocol: str, model: str, number: int) -> np.ndarray:
+        """The probabilities of one tile, or of the bag that begins with it."""
         module = tritonclient.grpc if protocol == "grpc" else tritonclient.http
-        tensor = module.InferInput("tile", [1, 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[self.tiles[number]]], dtype=np.object_))
+        if model == "slide_classifier":
+            name, shape = "tiles", [BAG]
+        else:
+            name, shape = "tile", [1, 1]
+        jpegs = [self.tiles[(number + i) % len(self.tiles)] for i in range(shape[-1])]
+        tensor = module.InferInput(name, shape, "BYTES")
+        tensor.set_data_from_numpy(np.array(jpegs, dtype=np.object_).reshape(shape))
         timeout = {"client_timeout": REQUEST_TIMEOUT_S} if protocol == "grpc" else {}
-        return np.asarray(client.infer("tile_classifier", [tensor], **timeout).as_numpy("probabilities"))
+        return np.asarray(client.infer(model, [tensor], **timeout).as_numpy("probabilities"))
 
-    def run(self, protocol: str, number: int) -> None:
+    def expect(self, models: set[str]) -> None:
+        """Ask everything once, for the answers that are right."""
+        client = self.client("http")
+        for model in models:
+            self.expected[model] = [
+                self.ask(client, "http", model, number) for number in range(len(self.tiles))
+            ]
+        client.close()
+
+    def run(self, protocol: str, model: str, number: int) -> None:
         """One client, until `stopping`."""
         client = self.client(protocol)
         while not self.stopping.is_set():
             number = (number + 1) % len(self.tiles)
+            expected = self.expected[model][number]
             started_s = time.monotonic()
             try:
-                got = self.ask(client, protocol, number)
+                got = self.ask(client, protocol, model, number)
             except Exception:  # whatever a client makes of a server that was killed under it
                 self.failed += 1
                 client.close()
@@ -122,10 +140,10 @@ class Load:
                 client = self.client(protocol)
                 continue
             self.latencies_s.append(time.monotonic() - started_s)
-            if got.shape == self.expected[number].shape and np.abs(got - self.expected[number]).max() <= SAME:
+            if got.shape == expected.shape and np.abs(got - expected).max() <= SAME:
                 self.right += 1
             else:
-                self.wrong.append(f"tile {number}: {got.tolist()} for {self.expected[number].tolist()}")
+                self.wrong.append(f"{model}, tile {number}: {got.tolist()} for {expected.tolist()}")
         client.close()
 
 
@@ -169,13 +187,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         config = TritonHttp(up["http"], "").config("tile_classifier")
         spec = ModelSpec.from_json(config["parameters"][SPEC_PARAMETER]["string_value"])
         load = Load(up, tiles_for(spec))
-        client = load.client("http")
-        load.expected = [load.ask(client, "http", number) for number in range(TILES)]
-        client.close()
+        models = ["slide_classifier"] * options.slides
+        models += ["tile_classifier"] * (options.concurrency - options.slides)
+        load.expect(set(models))
         kinds = sorted(set(victims(up["name"])) & set(options.only or victims(up["name"])))
         protocols = ["http", "grpc"] * (options.concurrency // 2 + 1)
-        clients = [threading.Thread(target=load.run, args=(protocols[number], number))
-                   for number in range(options.concurrency)]  # fmt: skip
+        clients = [threading.Thread(target=load.run, args=(protocols[number], model, number))
+                   for number, model in enumerate(models)]  # fmt: skip
         for thread in clients:
             thread.start()
         try:
@@ -197,6 +215,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "bench": "kills",
         "rounds": options.rounds,
         "concurrency": options.concurrency,
+        "slides": options.slides,
         "kinds": rows,
         "answers_right": load.right,
         "answers_wrong": len(load.wrong),

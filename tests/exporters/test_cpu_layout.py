@@ -17,7 +17,7 @@ def test_a_network_that_takes_long_or_is_unknown_gets_every_core(network_ms: flo
         alone=True,
         static=False,
         gives_way=network_ms == FAST_MS,
-        preprocess_instances=4 if network_ms is None else 2,
+        preprocess_instances={None: 4, FAST_MS: 1, 18.0: 1}[network_ms],
     )
 
 
@@ -49,8 +49,9 @@ def test_a_network_gives_way_where_preprocessing_takes_a_tenth_of_the_time() -> 
 
 def test_preprocessing_gets_the_instances_that_it_keeps_busy() -> None:
     assert cpu_layout(1, 1.4, 1.2).preprocess_instances == 1
-    assert cpu_layout(2, 18.0, 1.2).preprocess_instances == 2
-    assert cpu_layout(8, 18.0, 1.2).preprocess_instances == 2  # one would be enough, until it dies
+    assert cpu_layout(2, 18.0, 1.2).preprocess_instances == 1
+    assert cpu_layout(8, 18.0, 1.2).preprocess_instances == 1
+    assert cpu_layout(32, 18.0, 1.2).preprocess_instances == 3
     assert cpu_layout(16, 1.4, 1.2).preprocess_instances == 6
     assert cpu_layout(16, 1.4, 12.0).preprocess_instances > 12
     assert cpu_layout(16, None, 1.2).preprocess_instances == 16

@@ -121,6 +121,30 @@ def test_a_model_that_answers_nobody_is_not_ready(triton: FakeTriton, health: He
     wait_until(lambda: health.ready, 5)
 
 
+def test_a_question_that_hangs_in_a_dead_stub_holds_up_no_other(
+    triton: FakeTriton, health: Health, prober: Prober
+) -> None:
+    def hangs() -> list[float]:
+        hanging.set()
+        released.wait(10)
+        raise Refused(500, "Stub process 'x_0_0' is not healthy.")
+
+    wait_until(lambda: health.ready, 5)
+    hanging, released = threading.Event(), threading.Event()
+    triton.answer = hangs
+    assert hanging.wait(5)
+    triton.answer = lambda: [0.25, 0.75]
+    prober.doubt()  # the model was loaded anew
+    try:
+        wait_until(lambda: health.ready, 5)
+    finally:
+        released.set()
+    asked = triton.asked
+    unready = []
+    wait_until(lambda: unready.append(not health.ready) or triton.asked > asked + 1, 5)
+    assert not any(unready)
+
+
 def test_an_error_is_told_at_once_and_forgotten_with_the_next_answer(
     triton: FakeTriton, health: Health, prober: Prober
 ) -> None:

@@ -42,12 +42,12 @@ def up(repository: Path) -> Iterator[dict[str, Any]]:
 
 
 class Clients:
-    """Four clients that ask without a pause for as long as the block lasts."""
+    """Clients that ask without a pause for as long as the block lasts."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, count: int = 4) -> None:
         self.url, self.right, self.failed, self.wrong = url, 0, 0, []
         self.stopping = threading.Event()
-        self.threads = [threading.Thread(target=self.run, args=(number,)) for number in range(4)]
+        self.threads = [threading.Thread(target=self.run, args=(number,)) for number in range(count)]
 
     def run(self, number: int) -> None:
         while not self.stopping.is_set():
@@ -115,6 +115,36 @@ def test_kill_9_of_a_child_is_told_and_mended(up: dict[str, Any], kind: str, _wh
         if row["name"] == up["name"]
     )
     assert (row["status"], row["health"], row["restarts"]) == ("ready", up["health"], after)
+
+
+def test_where_no_stub_lives_and_requests_wait_in_turn_the_server_is_restarted(up: dict[str, Any]) -> None:
+    assert health(up["health"])[0] == 200
+    before = health(up["health"])[1]["restarts"]
+    with Clients(up["http"], 24) as clients:
+        wait_until(lambda: clients.right > 20, 20)
+        for stub in stubs_of(victims(up["name"])["tritonserver"]):
+            os.kill(stub.pid, signal.SIGKILL)
+        wait_until(lambda: health(up["health"])[1]["restarts"]["server"] > before["server"], 10)
+        assert "requests waited for steady, of which no stub was alive" in health(up["health"])[1]["reason"]
+        wait_until(lambda: health(up["health"])[0] == 200, 60)
+        right = clients.right
+        wait_until(lambda: clients.right > right + 20, 20)
+    assert clients.wrong == []
+    after = health(up["health"])[1]["restarts"]
+    assert after["server"] == before["server"] + 1
+    assert after["models"] == before["models"]
+
+
+def test_where_no_stub_lives_and_nobody_waits_the_model_is_loaded_anew(up: dict[str, Any]) -> None:
+    assert health(up["health"])[0] == 200
+    before = health(up["health"])[1]["restarts"]
+    for stub in stubs_of(victims(up["name"])["tritonserver"]):
+        os.kill(stub.pid, signal.SIGKILL)
+    wait_until(lambda: health(up["health"])[0] == 503, 10)
+    wait_until(lambda: health(up["health"])[0] == 200, 60)
+    after = health(up["health"])[1]["restarts"]
+    assert after["server"] == before["server"]
+    assert after["models"]["steady"] > before["models"].get("steady", 0)
 
 
 def test_other_answers_than_at_the_start_make_it_unready(up: dict[str, Any], repository: Path) -> None:
