@@ -27,8 +27,6 @@ FAST_MS = 4.0
 """A network that takes less than this for a tile, in one thread, is a fast one."""
 SERVER_MS = 1.0
 """CPU time that the server itself takes for a request, whatever the network: measured by `python -m perf bench`."""
-BUSIEST = 0.9
-"""Of its time, what an instance may be busy at full load."""
 FAST_GATHERED = 4
 STATIC_PARAMETER = "static_batches"
 NICENESS_PARAMETER = "niceness"
@@ -90,7 +88,7 @@ def cpu_layout(cores: int, network_ms: float | None, preprocess_ms: float) -> Cp
     whole_ms = network_ms + preprocess_ms + SERVER_MS
 
     def busy(own_ms: float) -> int:
-        return math.ceil(cores * own_ms / whole_ms / BUSIEST)
+        return math.ceil(cores * own_ms / whole_ms)
 
     fast = network_ms < FAST_MS
     return CpuLayout(

@@ -51,7 +51,7 @@ def test_preprocessing_gets_the_instances_that_it_keeps_busy() -> None:
     assert cpu_layout(1, 1.4, 1.2).preprocess_instances == 1
     assert cpu_layout(2, 18.0, 1.2).preprocess_instances == 1
     assert cpu_layout(8, 18.0, 1.2).preprocess_instances == 1
-    assert cpu_layout(32, 18.0, 1.2).preprocess_instances == 3
+    assert cpu_layout(32, 18.0, 1.2).preprocess_instances == 2
     assert cpu_layout(16, 1.4, 1.2).preprocess_instances == 6
     assert cpu_layout(16, 1.4, 12.0).preprocess_instances > 12
     assert cpu_layout(16, None, 1.2).preprocess_instances == 16
