@@ -10,9 +10,9 @@ import http.client
 import json
 import re
 import struct
-import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from serving.tritonserver import ADMIN_HEADER
 from slides.model_metrics import PROBE_ID
@@ -107,9 +107,13 @@ class TritonHttp:
 
 def pending_requests(metrics_url: str, *, timeout_s: float) -> dict[tuple[str, str], int]:
     """Requests that wait for an instance, by (model, version). Raises OSError where no answer comes in time."""
+    url = urlsplit(metrics_url)
+    connection = http.client.HTTPConnection(url.netloc, timeout=timeout_s)
     try:
-        with urllib.request.urlopen(metrics_url, timeout=timeout_s) as answer:  # noqa: S310  of our own server
-            text = answer.read().decode(errors="replace")
+        connection.request("GET", url.path, headers={"Connection": "close"})
+        text = connection.getresponse().read().decode(errors="replace")
     except http.client.HTTPException as error:
         raise ConnectionError(f"broken answer: {error!r}") from error
+    finally:
+        connection.close()
     return {(found["model"], found["version"]): int(found["count"]) for found in _PENDING.finditer(text)}
