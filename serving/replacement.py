@@ -110,13 +110,13 @@ class StubKeeper:
         self._health.set_broken(dict.fromkeys(models, "a stub of it died; it is loaded anew"))
         if models and self.replaced >= MOST_REPLACEMENTS:
             return f"stubs of {', '.join(models)} died, after {self.replaced} replacements"
-        lost = self._lost(dead) if models else None
-        if lost:
-            return lost
-        if models:
+        if not models:
+            return None
+        lost = self._lost(dead)
+        if lost is None:
             self._loading = threading.Thread(target=self._load, args=(models, dead), daemon=True)
             self._loading.start()
-        return None
+        return lost
 
     def _missing(self) -> set[str]:
         """Models of which a stub is missing, seen twice: a load may have ended between two questions."""
@@ -127,8 +127,7 @@ class StubKeeper:
         return found
 
     def _missing_now(self) -> set[str]:
-        replaced = {stub for stub, _ in self._leftovers}  # alive, perhaps, and of no use
-        living = [stub for stub in stubs_of(self._pid) if stub not in replaced]
+        living = self._living()
         configs: dict[tuple[str, str], dict[str, Any]] = {}
         for row in self._api.index():
             key = (row["name"], row.get("version", ""))
@@ -141,11 +140,14 @@ class StubKeeper:
                 self._stubless.add(key)
         return missing(living, configs)
 
+    def _living(self) -> list[Stub]:
+        replaced = {stub for stub, _ in self._leftovers}  # alive, perhaps, and of no use
+        return [stub for stub in stubs_of(self._pid) if stub not in replaced]
+
     def _lost(self, dead: list[Stub]) -> str | None:
         """What waits for too long for models of which no instance lives, None if nothing does."""
-        replaced = {stub for stub, _ in self._leftovers}
-        living = {(stub.model, stub.version) for stub in stubs_of(self._pid) if stub not in replaced}
-        nobody = {(stub.model, stub.version) for stub in dead} - living
+        nobody = {(stub.model, stub.version) for stub in dead}
+        nobody -= {(stub.model, stub.version) for stub in self._living()}
         if not nobody:
             return None
         try:

@@ -50,23 +50,16 @@ class TritonHttp:
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
     ) -> Any:
-        connection = http.client.HTTPConnection(self.address, timeout=timeout_s or self.timeout_s)
-        try:
-            method = "GET" if body is None else "POST"
-            connection.request(method, path, body, {**self.headers, **(headers or {}), "Connection": "close"})
-            answer = connection.getresponse()
-            data = answer.read()
-        except http.client.HTTPException as error:
-            raise ConnectionError(f"broken answer: {error!r}") from error
-        finally:
-            connection.close()
+        status, data = _exchange(
+            self.address, path, body, {**self.headers, **(headers or {})}, timeout_s or self.timeout_s
+        )
         try:
             said = json.loads(data) if data.strip() else {}
         except ValueError:
             said = {"error": data.decode(errors="replace")}
-        if answer.status != 200:
+        if status != 200:
             message = said.get("error", "") if isinstance(said, dict) else said
-            raise Refused(answer.status, str(message))
+            raise Refused(status, str(message))
         return said
 
     def index(self) -> list[dict[str, str]]:
@@ -108,12 +101,22 @@ class TritonHttp:
 def pending_requests(metrics_url: str, *, timeout_s: float) -> dict[tuple[str, str], int]:
     """Requests that wait for an instance, by (model, version). Raises OSError where no answer comes in time."""
     url = urlsplit(metrics_url)
-    connection = http.client.HTTPConnection(url.netloc, timeout=timeout_s)
+    _, data = _exchange(url.netloc, url.path, None, {}, timeout_s)
+    found = _PENDING.finditer(data.decode(errors="replace"))
+    return {(row["model"], row["version"]): int(row["count"]) for row in found}
+
+
+def _exchange(
+    address: str, path: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float
+) -> tuple[int, bytes]:
+    """Status and body of the answer to one request: a POST where it has a body."""
+    connection = http.client.HTTPConnection(address, timeout=timeout_s)
     try:
-        connection.request("GET", url.path, headers={"Connection": "close"})
-        text = connection.getresponse().read().decode(errors="replace")
+        method = "GET" if body is None else "POST"
+        connection.request(method, path, body, {**headers, "Connection": "close"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
     except http.client.HTTPException as error:
         raise ConnectionError(f"broken answer: {error!r}") from error
     finally:
         connection.close()
-    return {(found["model"], found["version"]): int(found["count"]) for found in _PENDING.finditer(text)}

@@ -1,8 +1,9 @@
 """python -m serving.benchmarks kills --repository model_repository
 
 Starts a server, loads its tile_classifier, and with --slides its slide_classifier too, from several clients (half HTTP,
-half gRPC), and kills with SIGKILL, one after the other: a stub of every model, tritonserver, its guardian. After each kill it waits until GET /ready says 503,
-and then until it says 200. Every answer that the clients get is compared with the one given before the first kill.
+half gRPC), and kills with SIGKILL, one after the other: a stub of every model, tritonserver, its guardian. After each
+kill it waits until GET /ready says 503, and then until it says 200. Every answer that the clients get is compared with
+the one given before the first kill.
 Bars: not ready within 2 s, ready again within 10 s, no wrong answer.
 """
 
@@ -29,7 +30,7 @@ import tritonclient.http
 from tqdm import tqdm
 
 from serving.embedded import triton_home
-from serving.errors import ServingError
+from serving.errors import ServingError, UsageError
 from serving.health import ask_ready
 from serving.instances import instances
 from serving.processes import processes_of
@@ -183,6 +184,8 @@ def tiles_for(spec: ModelSpec) -> list[bytes]:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns the JSON document."""
+    if not 0 <= options.slides <= options.concurrency:
+        raise UsageError("--slides must be 0 or more, and at most --concurrency.")
     with serving_up(options.repository) as up:
         config = TritonHttp(up["http"], "").config("tile_classifier")
         spec = ModelSpec.from_json(config["parameters"][SPEC_PARAMETER]["string_value"])
