@@ -22,7 +22,7 @@ from deploy.keys import Limits
 from deploy.live_directory import bring_in, serves
 from deploy.local_parts import Plan
 from deploy.local_plan import LocalPlan, check_programs
-from deploy.local_settings import LOOPBACK, PORT_NAMES, LocalSettings
+from deploy.local_settings import LOOPBACK, PORT_NAMES, LocalSettings, Ports
 from deploy.local_state import (
     Stack,
     holding,
@@ -35,7 +35,7 @@ from deploy.local_state import (
 )
 from deploy.local_supervisor import PLAN, supervisor_log
 from serving.embedded import CHECKOUT
-from serving.ports import free_ports
+from serving.ports import HeldPorts
 from serving.processes import INSTANCE_VARIABLE, start_time_ticks
 
 STOP_S = 60.0
@@ -83,7 +83,11 @@ def up(order: Order) -> dict[str, Any]:
 def _start(order: Order) -> dict[str, Any]:
     started_s = time.monotonic()
     settings = LocalSettings().changed(order.settings, order.ports).with_source()
-    settings = replace(settings, ports=_free(settings, settings, all_of_them=True))
+    with _held(settings, settings, all_of_them=True) as ports:  # until all of the stack listens
+        return _start_on(order, replace(settings, ports=_with(settings, ports)), started_s)
+
+
+def _start_on(order: Order, settings: LocalSettings, started_s: float) -> dict[str, Any]:
     state = order.state
     plan = LocalPlan(state, settings)
     stack = Stack(f"{os.getpid()}-{secrets.token_hex(3)}", 0, 0, plan.server_name, settings.as_json())
@@ -113,7 +117,8 @@ def _change(order: Order, stack: Stack) -> dict[str, Any]:
     state = order.state
     before = LocalSettings.from_json(stack.settings)
     settings = before.changed(order.settings, {name: port for name, port in order.ports.items() if port})
-    settings = replace(settings, ports=_free(settings, before, all_of_them=False))
+    with _held(settings, before, all_of_them=False) as ports:
+        settings = replace(settings, ports=_with(settings, ports))
     old, new = LocalPlan(state, before), LocalPlan(state, settings)
     running = Plan.read(state / PLAN)
     certificates.make(new.certificate.directory, new.certificate_names)
@@ -148,8 +153,8 @@ def _change(order: Order, stack: Stack) -> dict[str, Any]:
     return _ready(new, stack, key_file, took_s, changed=changed)
 
 
-def _free(settings: LocalSettings, before: LocalSettings, *, all_of_them: bool) -> Any:
-    """The ports with free ones for 0; those that a running stack has not yet are checked to be free."""
+def _held(settings: LocalSettings, before: LocalSettings, *, all_of_them: bool) -> HeldPorts:
+    """The ports that a running stack has not yet, held; free ones for 0."""
     mine = set(PORT_NAMES) if all_of_them else set()
     for name in PORT_NAMES:
         if getattr(settings.ports, name) != getattr(before.ports, name):
@@ -161,10 +166,13 @@ def _free(settings: LocalSettings, before: LocalSettings, *, all_of_them: bool) 
     if settings.gateway_host != before.gateway_host:
         mine.discard("gateway")  # its own port on another address
     hosts = {name: settings.gateway_host if name == "gateway" else LOOPBACK for name in PORT_NAMES}
-    found = free_ports(
+    return HeldPorts(
         {n.replace("_", "-"): (hosts[n], getattr(settings.ports, n)) for n in PORT_NAMES if n in mine}
     )
-    return replace(settings.ports, **{name.replace("-", "_"): port for name, port in found.items()})
+
+
+def _with(settings: LocalSettings, held: HeldPorts) -> Ports:
+    return replace(settings.ports, **{name.replace("-", "_"): port for name, port in held.numbers.items()})
 
 
 def _supervise(state: Path, stack: Stack) -> Stack:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -35,7 +35,7 @@ from serving.processes import start_time_ticks
 from serving.repository import check_repository
 from serving.supervisor import STOP_GRACE_S, Supervisor, say
 from serving.supervisor_metrics import SupervisorMetrics
-from serving.tritonserver import Security, find_tritonserver
+from serving.tritonserver import Addresses, Security, TritonServer, find_tritonserver
 
 LIVE_BUSY_S = 3.0
 
@@ -83,7 +83,18 @@ def up(options: UpOptions) -> int:
     server = find_tritonserver(options.home, binary=options.tritonserver)
     make_run_directory(options.home)
     living = instances(options.home)
-    addresses = choose_ports(options)
+    addresses, ports = choose_ports(options)
+    with ports:  # for as long as a server may be started there again
+        return _up(options, server, living, addresses, started)
+
+
+def _up(
+    options: UpOptions,
+    server: TritonServer,
+    living: Sequence[InstanceState],
+    addresses: Addresses,
+    started: float,
+) -> int:
     name = options.name or str(addresses.http_port)
     path = state_path(options.home, name)
     if any(other.name == name for other in living):

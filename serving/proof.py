@@ -82,7 +82,7 @@ class Prover:
                 synthetic.ask(self.api, config, timeout_s=REQUEST_TIMEOUT_S)
         if not again:
             unloading.join()
-            self._wait(self.client.is_server_ready, deadline_s)
+            self._wait(lambda: self.api.health("ready"), deadline_s)
         return models
 
     def _unload_roundtrip(self) -> None:
@@ -100,8 +100,8 @@ class Prover:
 
     def _live(self) -> bool:
         try:
-            return bool(self.client.is_server_live())
-        except OSError:
+            return self.api.health("live")
+        except OSError:  # nobody listens yet, or another server does and ours is about to end
             return False
 
     def _ready_models(self) -> list[str]:

@@ -62,6 +62,10 @@ class TritonHttp:
             raise Refused(status, str(message))
         return said
 
+    def health(self, what: str) -> bool:
+        """The server's own `live` or `ready`. Raises OSError alone."""
+        return _exchange(self.address, f"/v2/health/{what}", None, {}, self.timeout_s)[0] == 200
+
     def index(self) -> list[dict[str, str]]:
         """All models and versions that the server knows: name, version, state, reason."""
         return list(self._call("/v2/repository/index", b"{}"))

@@ -26,7 +26,7 @@ from perf.http_load import infer_request
 from perf.process_tree import cpu_s, descendants
 from perf.served_work import models_of
 from perf.tiles import benchmark_tiles
-from serving.ports import free_ports
+from serving.ports import HeldPorts
 
 _START_S = 20.0
 _STOP_S = 20.0
@@ -184,7 +184,8 @@ def running(settings: GatewaySettings) -> Iterator[subprocess.Popen[bytes]]:
 
 def free_port() -> int:
     """A port of the loopback address where nobody listens just now."""
-    return free_ports({"gateway": ("127.0.0.1", 0)})["gateway"]
+    with HeldPorts({"gateway": ("127.0.0.1", 0)}) as ports:
+        return ports.numbers["gateway"]
 
 
 def tiles_of(options: argparse.Namespace) -> list[bytes]:

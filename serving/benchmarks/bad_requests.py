@@ -34,7 +34,7 @@ from tqdm import tqdm
 from tritonclient.grpc import service_pb2_grpc
 
 from serving.benchmarks.kills import serving_up, tiles_for
-from serving.benchmarks.questions import BagQuestions, Question, TileQuestions
+from serving.benchmarks.questions import BagQuestions, Question, TileQuestions, config_of
 from serving.embedded import triton_home
 from serving.errors import ServingError, UsageError
 from serving.health import ask_ready
@@ -221,7 +221,7 @@ def order(good: Sequence[int], bad: Sequence[int], requests: int) -> list[int]:
 
 def questions_for(triton: TritonHttp) -> list[Question]:
     """All that a server's models can be asked."""
-    config = triton.config(TILE_MODEL)
+    config = config_of(triton, TILE_MODEL)
     spec = ModelSpec.from_json(config["parameters"][SPEC_PARAMETER]["string_value"])
     tiles = tiles_for(spec)
     limits = triton.config(PREPROCESS_MODEL).get("parameters", {})

@@ -29,6 +29,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tqdm import tqdm
 
+from serving.benchmarks.questions import config_of
 from serving.embedded import triton_home
 from serving.errors import ServingError, UsageError
 from serving.health import ask_ready
@@ -184,16 +185,21 @@ def tiles_for(spec: ModelSpec) -> list[bytes]:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure; returns the JSON document."""
-    if not 0 <= options.slides <= options.concurrency:
-        raise UsageError("--slides must be 0 or more, and at most --concurrency.")
+    if options.rounds < 1 or options.concurrency < 1 or not 0 <= options.slides <= options.concurrency:
+        raise UsageError(
+            "--rounds and --concurrency must be 1 or more, --slides 0 or more and at most --concurrency."
+        )
     with serving_up(options.repository) as up:
-        config = TritonHttp(up["http"], "").config("tile_classifier")
+        triton = TritonHttp(up["http"], "")
+        config = config_of(triton, "tile_classifier")
+        if options.slides:
+            config_of(triton, "slide_classifier")
         spec = ModelSpec.from_json(config["parameters"][SPEC_PARAMETER]["string_value"])
+        kinds = _kinds(sorted(victims(up["name"])), options.only)
         load = Load(up, tiles_for(spec))
         models = ["slide_classifier"] * options.slides
         models += ["tile_classifier"] * (options.concurrency - options.slides)
         load.expect(set(models))
-        kinds = sorted(set(victims(up["name"])) & set(options.only or victims(up["name"])))
         protocols = ["http", "grpc"] * (options.concurrency // 2 + 1)
         clients = [threading.Thread(target=load.run, args=(protocols[number], model, number))
                    for number, model in enumerate(models)]  # fmt: skip
@@ -231,6 +237,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "passed": kept,
         "exit_code": 0 if kept else 1,
     }
+
+
+def _kinds(found: list[str], only: list[str] | None) -> list[str]:
+    """What is to be killed of what was found."""
+    unknown = sorted(set(only or ()) - set(found))
+    if unknown:
+        raise UsageError(f"--only {', '.join(unknown)}: this server's kinds are {', '.join(found)}.")
+    return sorted(set(only or found))
 
 
 def _kill_all(up: dict[str, Any], kinds: list[str], rounds: int) -> dict[str, Any]:

@@ -10,10 +10,13 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from tritonclient.grpc import service_pb2
 
+from serving.errors import RepositoryError
+from serving.triton_http import Refused, TritonHttp
 from slides.decode import encode_tile
 
 GOOD = "good"
@@ -61,6 +64,16 @@ class Question:
     def good(self) -> bool:
         """True if it has to be answered."""
         return self.kind == GOOD
+
+
+def config_of(triton: TritonHttp, model: str) -> dict[str, Any]:
+    """The configuration of a model that is to be asked. Raises RepositoryError where the server has none."""
+    try:
+        return triton.config(model)
+    except Refused as error:
+        raise RepositoryError(
+            f"--repository serves no {model}, which is to be asked (its server says: {error})."
+        ) from error
 
 
 def serialised(values: Sequence[bytes]) -> bytes:

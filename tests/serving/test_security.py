@@ -202,8 +202,13 @@ def test_http_stays_on_loopback_where_grpc_is_encrypted(tmp_path: Path, certific
     from serving.launcher import UpOptions
     from serving.ports import choose_ports
 
+    def http_host(**options: Any) -> str:
+        addresses, ports = choose_ports(UpOptions(**options))
+        ports.close()
+        return addresses.http_host
+
     tls = Security((), certificates / "server.pem", certificates / "server.key", certificates / "ca.pem")
     free = {"home": tmp_path, "host": "0.0.0.0", "http_port": 0, "grpc_port": 0, "metrics_port": 0}  # noqa: S104
-    assert choose_ports(UpOptions(**free)).http_host == "0.0.0.0"  # noqa: S104
-    assert choose_ports(UpOptions(**free, security=tls)).http_host == "127.0.0.1"
-    assert choose_ports(UpOptions(**free, security=tls, http_host="0.0.0.0")).http_host == "0.0.0.0"  # noqa: S104
+    assert http_host(**free) == "0.0.0.0"  # noqa: S104
+    assert http_host(**free, security=tls) == "127.0.0.1"
+    assert http_host(**free, security=tls, http_host="0.0.0.0") == "0.0.0.0"  # noqa: S104
