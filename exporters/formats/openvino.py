@@ -32,6 +32,7 @@ from exporters.formats.interface import (
     answer_of,
 )
 from exporters.formats.onnx import first_line, quiet
+from exporters.formats.openvino_rows import normalise_rows
 from exporters.triton_config import OUTPUTS
 
 _PARAMETERS = {
@@ -135,6 +136,7 @@ def _to_files(written: bytes, *, compress: bool) -> dict[str, bytes]:
         try:
             with quiet():
                 model = openvino.Core().read_model(str(source))
+                normalise_rows(model)
                 _number_names(model)
                 openvino.save_model(model, str(target), compress_to_fp16=compress)
         except Exception as error:  # openvino raises RuntimeError with many lines
