@@ -25,6 +25,9 @@ from slides.spec import ModelSpec
 
 FAST_MS = 4.0
 """A network that takes less than this for a tile, in one thread, is a fast one."""
+STATIC_MS = 25.0
+"""A network that takes less than this is compiled for each size of a batch. With known sizes OpenVINO saves 0.4 ms a tile (two
+transposes, and planning): less than two hundredths of a slower network, whose weights are many."""
 SERVER_MS = 1.0
 """CPU time that the server itself takes for a request, whatever the network: measured by `python -m perf bench`."""
 FAST_GATHERED = 4
@@ -95,7 +98,7 @@ def cpu_layout(cores: int, network_ms: float | None, preprocess_ms: float) -> Cp
         busy(network_ms) if fast else cores,
         FAST_GATHERED if fast else CPU_DYNAMIC_BATCH,
         alone=not fast,
-        static=fast,
+        static=network_ms < STATIC_MS,
         gives_way=preprocess_ms / whole_ms >= GIVES_WAY_FROM,
         preprocess_instances=busy(preprocess_ms),
     )

@@ -141,6 +141,11 @@ def environment(server: TritonServer, instance_id: str, proof_report: Path) -> d
     env.setdefault("MALLOC_MMAP_THRESHOLD_", str(8 << 20))
     env.setdefault("MALLOC_ARENA_MAX", str(max(2, len(os.sched_getaffinity(0)))))
     env.setdefault("MALLOC_TRIM_THRESHOLD_", str(16 << 20))
+    # A network's weights are tens of MB, read from one end to the other for every batch: in pages of 4 kB most of them
+    # have left the processor's table of pages by then.
+    tunables = env.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc.hugetlb=" not in tunables:
+        env["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
     if server.embedded_home:
         libraries = [str(server.embedded_home / "server" / "nvidia_pytriton.libs"), *library_directories()]
         env["LD_LIBRARY_PATH"] = ":".join([*libraries, *filter(None, [env.get("LD_LIBRARY_PATH")])])

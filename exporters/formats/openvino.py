@@ -39,10 +39,11 @@ _PARAMETERS = {
     "INFERENCE_NUM_THREADS": "1",
     "NUM_STREAMS": "1",
     "ENABLE_BATCH_PADDING": "YES",
-    # A lone execution takes all cores, and a network gives way to what feeds it (embedded backend only; the native one
-    # does not look for the names).
+    # A lone execution takes all cores, a network gives way to what feeds it, and each size of a batch has a graph of its own
+    # (embedded backend only; the native one does not look for the names). exporters/cpu_layout.py drops what does not pay.
     "alone_thread_count": "0",
     "niceness": GIVES_WAY,
+    "static_batches": "YES",
 }
 
 
@@ -118,8 +119,6 @@ class OpenVinoInt8(OpenVino):
     precision = "int8"
     baseline = "openvino"
     calibrated = True
-    # For FP32 it gains nothing that could be measured, and its copies of the weights are four times as large.
-    parameters: Mapping[str, str] = MappingProxyType({**_PARAMETERS, "static_batches": "YES"})
 
     def _onnx(self, network: Network) -> tuple[bytes, dict[str, Any]]:
         from exporters.formats.onnx_int8 import quantise

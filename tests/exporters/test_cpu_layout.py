@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exporters.cpu_layout import FAST_MS, CpuLayout, cpu_layout, preprocess_ms
+from exporters.cpu_layout import FAST_MS, STATIC_MS, CpuLayout, cpu_layout, preprocess_ms
 from exporters.triton_config import CPU_DYNAMIC_BATCH
 from slides.spec import ModelSpec
 
@@ -15,7 +15,7 @@ def test_a_network_that_takes_long_or_is_unknown_gets_every_core(network_ms: flo
         4,
         CPU_DYNAMIC_BATCH,
         alone=True,
-        static=False,
+        static=network_ms is not None,
         gives_way=network_ms == FAST_MS,
         preprocess_instances=4 if network_ms is None else 1,
     )
@@ -32,10 +32,12 @@ def test_a_fast_network_gets_the_instances_that_it_keeps_busy_and_never_none_or_
     assert cpu_layout(2, 1.4, 1.2).gathered > CPU_DYNAMIC_BATCH
 
 
-def test_a_slow_network_keeps_the_threads_of_a_lone_execution_and_a_fast_one_its_static_batches() -> None:
+def test_a_slow_network_keeps_the_threads_of_a_lone_execution_and_one_that_is_not_its_static_batches() -> None:
     both = {"NUM_STREAMS": "1"}
     parameters = {**both, "alone_thread_count": "0", "static_batches": "YES"}
-    assert cpu_layout(2, 18.0, 1.2).parameters(parameters) == {**both, "alone_thread_count": "0"}
+    assert cpu_layout(2, STATIC_MS, 1.2).parameters(parameters) == {**both, "alone_thread_count": "0"}
+    assert cpu_layout(2, None, 1.2).parameters(parameters) == {**both, "alone_thread_count": "0"}
+    assert cpu_layout(2, 18.0, 1.2).parameters(parameters) == parameters
     assert cpu_layout(2, 1.4, 1.2).parameters(parameters) == {**both, "static_batches": "YES"}
 
 
