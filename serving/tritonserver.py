@@ -140,7 +140,7 @@ def environment(server: TritonServer, instance_id: str, proof_report: Path) -> d
     # Larger ones are rare, and in the heap, above all in an arena a thread, their memory would never be given back.
     env.setdefault("MALLOC_MMAP_THRESHOLD_", str(8 << 20))
     env.setdefault("MALLOC_ARENA_MAX", str(max(2, len(os.sched_getaffinity(0)))))
-    env.setdefault("MALLOC_TRIM_THRESHOLD_", str(16 << 20))
+    env.setdefault("MALLOC_TRIM_THRESHOLD_", str(4 << 20))
     # A network's weights are tens of MB, read from one end to the other for every batch: in pages of 4 kB most of them
     # have left the processor's table of pages by then.
     tunables = env.get("GLIBC_TUNABLES", "")
