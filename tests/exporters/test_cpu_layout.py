@@ -32,7 +32,7 @@ def test_a_fast_network_gets_the_instances_that_it_keeps_busy_and_never_none_or_
     assert cpu_layout(2, 1.4, 1.2).gathered > CPU_DYNAMIC_BATCH
 
 
-def test_a_slow_network_keeps_the_threads_of_a_lone_execution_and_one_that_is_not_its_static_batches() -> None:
+def test_a_slow_network_keeps_a_lone_executions_threads_and_others_their_static_batches() -> None:
     both = {"NUM_STREAMS": "1"}
     parameters = {**both, "alone_thread_count": "0", "static_batches": "YES"}
     assert cpu_layout(2, STATIC_MS, 1.2).parameters(parameters) == {**both, "alone_thread_count": "0"}
