@@ -11,8 +11,11 @@ command failed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +31,7 @@ from perf.standard_work import STANDARD_WORK
 from perf.whole_file import write_whole
 
 BIASES = (0.0, 1.0, 2.0)
+STOPPING_S = 60.0
 """Of the releases: their answers cannot be taken for one another."""
 
 
@@ -210,15 +214,35 @@ def _told(module: str, arguments: Sequence[str]) -> tuple[str, Mapping[str, Any]
     words = ["-m", name, *rest, *arguments]
     command = " ".join(["python", *words])
     print(f"bars: {command}", file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, text=True, check=False)
-    lines = done.stdout.strip().splitlines()
+    exit_code, said = _output_of([sys.executable, *words])
+    lines = said.strip().splitlines()
     try:
         answer = json.loads(lines[-1]) if lines else None
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        return command, {"error": f"exit code {done.returncode}, see its error above"}
+        return command, {"error": f"exit code {exit_code}, see its error above"}
     return command, answer
+
+
+def _output_of(command: Sequence[str]) -> tuple[int, str]:
+    """Exit code and standard output of a command. Interrupted, it is given the time to stop its servers."""
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C is for this process, which hands it on once
+    ) as process:
+        try:
+            said, _ = process.communicate()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOPPING_S)
+            process.kill()
+            raise
+    return process.returncode, said
 
 
 def _there(package: str) -> bool:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +41,31 @@ def test_a_command_that_fails_without_a_line_misses_its_bar(
     row = measured(echo(tmp_path, monkeypatch, *lines, code=1), [], quick=False)
     assert not row.passed
     assert "exit code 1" in row.figures
+
+
+def test_an_interrupted_command_has_time_to_clean_up(tmp_path: Path) -> None:
+    (tmp_path / "cleaning.py").write_text(
+        "import pathlib, sys, time\n"
+        "here = pathlib.Path(sys.argv[-1])\n"
+        "try:\n    (here / 'begun').touch()\n    time.sleep(60)\n"
+        "finally:\n    time.sleep(1)\n    (here / 'cleaned').touch()\n"
+    )
+    interrupted = (
+        "from perf.bars import Measurement, measured\n"
+        f"measured(Measurement('7', 'x', 'cleaning', lambda _: [{str(tmp_path)!r}], ()), [], quick=False)"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(tmp_path)])}
+    process = subprocess.Popen([sys.executable, "-c", interrupted], env=env, stderr=subprocess.DEVNULL)
+    try:
+        deadline_s = time.monotonic() + 30
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) != 0
+    finally:
+        process.kill()
+    assert (tmp_path / "cleaned").exists()
 
 
 def test_a_command_that_is_not_there_misses_its_bar() -> None:
