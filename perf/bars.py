@@ -31,8 +31,8 @@ from perf.standard_work import STANDARD_WORK
 from perf.whole_file import write_whole
 
 BIASES = (0.0, 1.0, 2.0)
-STOPPING_S = 60.0
 """Of the releases: their answers cannot be taken for one another."""
+STOPPING_S = 60.0
 
 
 @dataclass(frozen=True)
