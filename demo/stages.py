@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from demo.errors import StageFailed
+from serving.processes import interrupt
 
 ROOT = Path(__file__).resolve().parent.parent
 HEARTBEAT_S = 15.0
@@ -76,7 +76,7 @@ class Stages:
             try:
                 self._wait(process, log)
             finally:
-                _stop(process)
+                interrupt(process, STOPPING_S)
                 reader.join(5)
             if process.returncode != 0:
                 raise StageFailed(title, f"exit code {process.returncode}", log, reason_in(log))
@@ -108,7 +108,7 @@ class Stages:
                     document = self._await_line(process, lines, log, title, ready_s)
                 yield document
             finally:
-                _stop(process)
+                interrupt(process, STOPPING_S)
         if process.returncode != 0:
             raise StageFailed("stop the server", f"exit code {process.returncode}", log, reason_in(log))
 
@@ -197,19 +197,6 @@ def _start(module: list[str | Path], sink: IO[bytes]) -> subprocess.Popen[bytes]
         # Ctrl-C reaches this process, which then stops the child: otherwise both would act on it at once.
         start_new_session=True,
     )
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGINT to the child and what it started, as Ctrl-C in a terminal would; after a while SIGKILL."""
-    if process.poll() is not None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGINT)
-    try:
-        process.wait(timeout=STOPPING_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _copy_lines(process: subprocess.Popen[bytes], sink: IO[bytes], lines: list[str]) -> None:

@@ -11,11 +11,8 @@ command failed.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +26,7 @@ from perf.releases import make_release
 from perf.report import work_named
 from perf.standard_work import STANDARD_WORK
 from perf.whole_file import write_whole
+from serving.processes import interrupt
 
 BIASES = (0.0, 1.0, 2.0)
 """Of the releases: their answers cannot be taken for one another."""
@@ -236,11 +234,7 @@ def _output_of(command: Sequence[str]) -> tuple[int, str]:
         try:
             said, _ = process.communicate()
         except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(STOPPING_S)
-            process.kill()
+            interrupt(process, STOPPING_S)
             raise
     return process.returncode, said
 

@@ -10,12 +10,27 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 INSTANCE_VARIABLE = "CLOTLINE_INSTANCE"
 SHARED_MEMORY = Path("/dev/shm")  # nosec B108  # noqa: S108  Linux' POSIX shared memory, where Triton's stubs put theirs
+
+
+def interrupt(process: subprocess.Popen[Any], patience_s: float) -> None:
+    """SIGINT to a child that leads a session and to what it started, as Ctrl-C in a terminal would; later SIGKILL."""
+    if process.poll() is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def shared_memory_prefix(instance_id: str) -> str:

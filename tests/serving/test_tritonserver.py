@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,10 @@ def huge_pages_kb(env: dict[str, str]) -> int:
 @pytest.mark.skipif(
     not HUGE_PAGES.exists() or "[madvise]" not in HUGE_PAGES.read_text(),
     reason="this system gives huge pages to all or to nobody",
+)
+@pytest.mark.skipif(
+    tuple(map(int, (platform.libc_ver()[1] or "0").split("."))) < (2, 35),
+    reason="glibc asks for huge pages from 2.35 on",
 )
 def test_large_memory_lies_in_huge_pages(tmp_path: Path) -> None:
     env = environment(SERVER, "1-a", tmp_path / "proof.json")
