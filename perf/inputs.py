@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from perf.tiles import benchmark_tiles, tiles_in
+from perf.tiles import benchmark_tiles, photograph_tiles, tiles_in
 from perf.whole_file import write_whole
 
 FILENAME = "tiles.json"
@@ -29,12 +29,17 @@ FILENAME = "tiles.json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of `inputs`."""
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write into")
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
         "--tiles", type=Path, metavar="DIR", help="these JPEG and PNG tiles, not made-up ones"
     )
-    parser.add_argument(
-        "--count", type=int, default=16, metavar="N", help="made-up tiles, 1 to 64 (default %(default)s)"
+    source.add_argument(
+        "--photographs", type=Path, metavar="DIR", help="tiles cut from these JPEG and PNG photographs"
     )
+    parser.add_argument(
+        "--count", type=int, default=16, metavar="N",
+        help="tiles that are made up (1 to 64) or cut (default %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--size-px", type=int, default=512, metavar="N", help="their side (default %(default)s)"
     )
@@ -42,7 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """`inputs`; raises PerfInputError."""
-    tiles = tiles_in(options.tiles) if options.tiles else benchmark_tiles(options.count, options.size_px)
+    if options.tiles:
+        tiles = tiles_in(options.tiles)
+    elif options.photographs:
+        tiles = photograph_tiles(options.photographs, options.count, options.size_px)
+    else:
+        tiles = benchmark_tiles(options.count, options.size_px)
     path = write_inputs(options.out, tiles)
     return {
         "input_data": str(path),

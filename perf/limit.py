@@ -259,6 +259,11 @@ def work_tiles(options: argparse.Namespace) -> list[bytes]:
     return tiles_in(options.tiles) if options.tiles else benchmark_tiles(16, options.tile_size_px)
 
 
+def about_tiles(tiles: Sequence[bytes]) -> dict[str, int]:
+    """What an answer tells of them: decoding takes as long as a tile has bytes."""
+    return {"count": len(tiles), "mean_bytes": round(sum(map(len, tiles)) / len(tiles))}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of `limit`."""
     add_work_arguments(parser)
@@ -297,6 +302,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             {**dataclasses.asdict(layout), **{k: round(v, 3) for k, v in dataclasses.asdict(row).items()}}
             for layout, row in rows.items()
         ],
+        "tiles": about_tiles(tiles),
         "rounds": options.rounds,
         "machine": machine(),
         "load_average": round(os.getloadavg()[0], 2),

@@ -53,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--only", metavar="LIST", help=f"of {', '.join(work.name for work in STANDARD_WORK)}; default: all"
     )
     parser.add_argument(
+        "--tiles",
+        type=Path,
+        metavar="DIR",
+        help="these JPEG and PNG tiles, not made-up ones (`perf inputs` makes some)",
+    )
+    parser.add_argument(
         "--again", action="store_true", help="do not measure: write the page from results.json"
     )
 
@@ -133,6 +139,7 @@ def _measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
     asked = ["--repository", repository_of(work.formats), "--limit-repository", repository_of(work.limit_formats),
              "--classifier", work.classifier, "--concurrency", ",".join(map(str, work.concurrency)),
              "--rounds", str(options.rounds), "--seconds", str(options.seconds)]  # fmt: skip
+    asked += ["--tiles", str(options.tiles)] if options.tiles else []
     answer = command.run(parser.parse_args(asked))
     if work.slides:  # in a table beside the protocols of `bench`
         answer["protocols"] = answer.pop("slides_in_flight")
@@ -160,8 +167,11 @@ def _in_flight(work: Work, row: str) -> str:
 
 
 def _sentences(answer: Mapping[str, Any]) -> str:
-    machine, layout = answer["machine"], answer["layout"]
-    return (
+    machine, layout, tiles = answer["machine"], answer["layout"], answer.get("tiles")
+    of_tiles = (
+        f"{tiles['count']} different tiles of {tiles['mean_bytes']:,} bytes on average. " if tiles else ""
+    )
+    return of_tiles + (
         f"LIMIT ({answer['limit_model']}) {answer['limit_per_s']:g} tiles/s with {answer['limit_cpu_s_per_1000']:g} CPU s/1000 ({layout['processes']} "
         f"processes x {layout['threads']} threads, {layout['batch']} at a time). Medians of {answer['rounds']} rounds; "
         f"{answer['answers_checked']} answers checked, the largest difference {answer['max_abs_diff']:.2g}. "

@@ -28,6 +28,7 @@ from perf.http_load import http_load, infer_answer
 from perf.limit import (
     Loop,
     Sample,
+    about_tiles,
     add_work_arguments,
     best,
     throughput_layouts,
@@ -101,6 +102,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "tiles_a_slide": options.tiles_a_slide,
         "limit_model": work.network,
         "layout": dataclasses.asdict(layout),
+        "tiles": about_tiles(tiles),
         "rounds": options.rounds,
         "machine": machine(),
         "load_average": round(os.getloadavg()[0], 2),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from perf.errors import PerfInputError
 from slides.decode import decode_tile, encode_tile
@@ -47,22 +48,60 @@ def benchmark_tiles(count: int = 16, size_px: int = 512, seed: int = 3) -> list[
     return [encode_tile(cells[index], JPEG_QUALITY) for index in darkest_first[:count]]
 
 
+def photograph_tiles(directory: Path, count: int = 16, size_px: int = 512) -> list[bytes]:
+    """Tiles cut from the first photographs of a directory, in the order of their names, from the upper left corner of each.
+
+    One that is smaller than a tile is continued by its mirror image, so that nothing is resampled; tiles are encoded as
+    clients encode theirs.
+
+    Args:
+        directory: of JPEG and PNG files.
+        count: photographs, at least 1.
+        size_px: side of a tile, 64 to 2048.
+
+    Raises:
+        PerfInputError: impossible numbers, too few photographs, or one that cannot be read or is less than half a tile.
+    """
+    if count < 1 or not 64 <= size_px <= 2048:
+        raise PerfInputError(f"{count} tiles of {size_px} px: at least 1, of 64 to 2048 px.")
+    paths = _pictures(directory)
+    if len(paths) < count:
+        raise PerfInputError(f"{directory} holds {len(paths)} photographs, and {count} are needed.")
+    tiles = []
+    for path in paths[:count]:
+        try:
+            with Image.open(path, formats=("JPEG", "PNG")) as opened:
+                image_HWC = np.asarray(opened.convert("RGB"))[:size_px, :size_px]
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise PerfInputError(f"{path} cannot be read: {error}") from error
+        missing = [size_px - side for side in image_HWC.shape[:2]]
+        if max(missing) > size_px // 2:
+            raise PerfInputError(f"{path} is less than half a tile of {size_px} px.")
+        whole_HWC = np.pad(image_HWC, [(0, missing[0]), (0, missing[1]), (0, 0)], mode="symmetric")
+        tiles.append(encode_tile(whole_HWC, JPEG_QUALITY))
+    return tiles
+
+
 def tiles_in(directory: Path) -> list[bytes]:
     """The JPEG and PNG files of a directory, in the order of their names.
 
     Raises:
         PerfInputError: there are none, or one cannot be decoded.
     """
-    if not directory.is_dir():
-        raise PerfInputError(f"{directory} is no directory; name one that holds JPEG or PNG tiles.")
-    paths = sorted(path for path in directory.iterdir() if path.suffix.lower() in _SUFFIXES)
-    if not paths:
-        raise PerfInputError(f"{directory} holds no file that ends in {', '.join(_SUFFIXES)}.")
     tiles = []
-    for path in paths:
+    for path in _pictures(directory):
         tiles.append(path.read_bytes())
         try:
             decode_tile(tiles[-1], 64)
         except TileDecodeError as error:
             raise PerfInputError(f"{path}: {error}") from error
     return tiles
+
+
+def _pictures(directory: Path) -> list[Path]:
+    if not directory.is_dir():
+        raise PerfInputError(f"{directory} is no directory; name one that holds JPEG or PNG files.")
+    paths = sorted(path for path in directory.iterdir() if path.suffix.lower() in _SUFFIXES)
+    if not paths:
+        raise PerfInputError(f"{directory} holds no file that ends in {', '.join(_SUFFIXES)}.")
+    return paths

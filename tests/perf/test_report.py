@@ -23,6 +23,7 @@ def answer(ratio: float, rows: tuple[str, str] = ("http", "grpc")) -> dict[str, 
         "protocols": {rows[0]: figures, rows[1]: {**figures, "ratio_to_limit": ratio + 0.01}},
         "limit_model": "tile_network_onnx", "limit_per_s": 100.0, "limit_cpu_s_per_1000": 19.2, "limit_call_ms": 20.0,
         "ratio_rounds": {rows[0]: [ratio, ratio], rows[1]: [ratio, ratio + 0.02]},
+        "tiles": {"count": 16, "mean_bytes": 121_681},
         "layout": {"processes": 2, "threads": 1, "batch": 1, "spin": True},
         "rounds": 2, "answers_checked": 500, "max_abs_diff": 1e-7, "load_average": 2.0,
         "machine": {"cpu": "a <CPU>", "cores": 2, "ram_gb": 8.0},
@@ -53,6 +54,7 @@ def test_the_page_is_written_again_from_the_results(
     assert "a &lt;CPU&gt;" in page
     assert page.count("data:image/png;base64,") == 2
     assert "MISSED" in text
+    assert "121,681 bytes" in text
     assert "http, 64 slides" in text
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("ratio.png", "cpu.png"))
     assert not list(tmp_path.glob(".*"))
