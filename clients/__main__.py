@@ -220,7 +220,7 @@ def _predict(client: SlideClient, options: argparse.Namespace) -> int:
 
 def _classify(client: SlideClient, options: argparse.Namespace) -> int:
     started_s = time.monotonic()
-    class_names = client.spec.class_names
+    client.card  # noqa: B018 (a server that is not there is told before any tile)
     answers: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     stopped: ClientError | None = None
@@ -228,6 +228,7 @@ def _classify(client: SlideClient, options: argparse.Namespace) -> int:
         try:
             # One at a time, so that a bad image takes no good one with it.
             answer = client.classify([path.read_bytes()])
+            class_names = client.spec.class_names  # of the release that answered
             probabilities = [round(float(value), 7) for value in answer.probabilities_NK[0]]
             entry: dict[str, Any] = {
                 "tile": str(path),

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import collections
 import functools
+import hashlib
+import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -46,6 +48,9 @@ MAX_REQUEST_BYTES = 32 * 1024 * 1024
 MAX_HTTP_BAG_BYTES = 60 * 1024 * 1024
 AUTO = "auto"
 AUTO_MODELS = ("slide_classifier", "tile_classifier")
+KEPT_CARDS = 4
+TRIES = 3
+"""With the card of another release, with that of the one that answers, and once more for a release meanwhile."""
 
 T = TypeVar("T")
 
@@ -64,6 +69,9 @@ class SlideClient:
 
     Class names, tile size and resolution come from the server (the model's parameter `clotline_spec`), so a
     client needs to know nothing but the URL.
+
+    A gateway that tries a candidate release has two releases answer. All requests of one call name the same subject, and so
+    are answered by one of them; a slide's is `subject_of` its image_id, so that the same slide has the same release again.
 
     Args:
         url: `host:port`, `http://...`, `https://...`, `grpc://...` or `grpcs://...`.
@@ -107,6 +115,7 @@ class SlideClient:
         self._concurrency = concurrency
         self._batch = batch
         self._card: ModelCard | None = None
+        self._cards: dict[str, ModelCard] = {}
         files = [None if path is None else Path(path) for path in (ca, certificate, certificate_key)]
         access = Access(api_key_from(None) if api_key is None else api_key, *files)
         access.check(self.address)
@@ -129,16 +138,14 @@ class SlideClient:
 
     @property
     def card(self) -> ModelCard:
-        """What the server says of the model; asked once and again when another version answers.
+        """What the server says of the model, of the version that answered last; asked once for each version.
 
         Raises:
             ServerUnreachable, ServerBusy, DeadlineExceeded, ModelNotReady, RequestRefused, ServerFault: no
                 answer.
             ModelMismatch: the model is no tile or slide classifier.
         """
-        if self._card is None:
-            self._card = self._ask_card()
-        return self._card
+        return self._first_card("")
 
     @property
     def spec(self) -> ModelSpec:
@@ -156,7 +163,7 @@ class SlideClient:
             AnswerError: the answer cannot be.
             ClientError: no answer; see clients.errors.
         """
-        return self._ask(lambda card: tiles, self._send)[1]
+        return self._ask(lambda card: tiles, self._send, secrets.token_hex(8))[1]
 
     def classify_tiles(self, tiles: Sequence[bytes]) -> NDArray[np.float32]:
         """Probabilities float32 [N, K] of N encoded tiles, a column for each of `spec.class_names`; raises as
@@ -172,7 +179,7 @@ class SlideClient:
             AnswerError: the answer cannot be.
             ClientError: no answer; see clients.errors.
         """
-        return self._ask(lambda card: tiles, self._send_bag)[1]
+        return self._ask(lambda card: tiles, self._send_bag, secrets.token_hex(8))[1]
 
     def predict(
         self, path: Path | str, *, um_per_px: float | None = None, patient_id: str | None = None
@@ -193,7 +200,8 @@ class SlideClient:
             ClientError: no answer, or one that cannot be; see clients.errors.
         """
         path = Path(path)
-        self.card  # noqa: B018 (a server that is not there is told before a slide is read)
+        subject = subject_of(path.stem)
+        self._first_card(subject)  # a server that is not there is told before a slide is read
         with open_slide(path, um_per_px=um_per_px) as slide:
             refs: list[TileRef] = []
 
@@ -203,7 +211,7 @@ class SlideClient:
                 for _, data in iter_tiles(slide, card.spec, refs):
                     yield data
 
-            card, answer = self._ask(cut, self._send_any)
+            card, answer = self._ask(cut, self._send_any, subject)
             about: _About = {
                 "image_id": path.stem,
                 "patient_id": patient_of(path.stem) if patient_id is None else patient_id,
@@ -216,22 +224,44 @@ class SlideClient:
                 return bag_prediction(refs, answer, card.spec.class_names, **about)
             return slide_prediction(refs, answer.probabilities_NK, card.spec.class_names, **about)
 
+    def _first_card(self, subject: str) -> ModelCard:
+        """That of the version that answered last; where none did, the server is asked."""
+        return self._card or self._keep(self._ask_card(subject))
+
+    def _keep(self, card: ModelCard) -> ModelCard:
+        """Make it the one that answered last, and forget all but a few; other threads see the cards before or after."""
+        others = [known for known in self._cards.values() if known.version != card.version]
+        self._cards = {known.version: known for known in [*others, card][-KEPT_CARDS:]}
+        self._card = card
+        return card
+
     def _ask(
-        self, cut: Callable[[ModelCard], Iterable[bytes]], send: Callable[[Iterable[bytes], ModelCard], T]
+        self,
+        cut: Callable[[ModelCard], Iterable[bytes]],
+        send: Callable[[Iterable[bytes], ModelCard, str], T],
+        subject: str,
     ) -> tuple[ModelCard, T]:
         """Send the tiles that `cut` makes for the model.
 
-        When another version answers than the one whose specification is known, a release took place: ask for
-        the specification, cut and send anew, once.
+        When another version answers, or refuses, than the one they were made for, a release took place, or two of them
+        answer: take its specification, which is asked for unless it answered before, cut and send anew.
         """
-        for _ in range(2):
-            card = self.card
+        card = self._first_card(subject)
+        answered = card.version
+        for _ in range(TRIES):
+            if answered != card.version:
+                card = self._keep(self._cards.get(answered) or self._ask_card(subject))
             tiles = cut(card)
             try:
-                return card, send(tiles, card)
+                return card, send(tiles, card, subject)
             except _VersionChanged as change:
-                self._card = None
                 answered = str(change)
+            except RequestRefused:
+                # Perhaps by a release with other limits than that which the tiles were made for.
+                asked = self._ask_card(subject)
+                if asked.version == card.version:
+                    raise
+                answered = self._keep(asked).version
             finally:
                 # Not left to the garbage collector: it would come after the slide is closed, which the
                 # threads that cut tiles still read.
@@ -239,13 +269,14 @@ class SlideClient:
                     tiles.close()
         raise ModelMismatch(
             f"{self.address}, model {self.model!r}: version {card.version} was asked, {answered} answered, "
-            "twice; releases take place right now, try again later"
+            f"{TRIES} times; releases take place right now, try again later"
         )
 
-    def _send_any(self, tiles: Iterable[bytes], card: ModelCard) -> TileAnswers | BagAnswer:
-        return self._send(tiles, card) if card.bag is None else self._send_bag(tiles, card)
+    def _send_any(self, tiles: Iterable[bytes], card: ModelCard, subject: str) -> TileAnswers | BagAnswer:
+        send = self._send if card.bag is None else self._send_bag
+        return send(tiles, card, subject)
 
-    def _send_bag(self, tiles: Iterable[bytes], card: ModelCard) -> BagAnswer:
+    def _send_bag(self, tiles: Iterable[bytes], card: ModelCard, subject: str) -> BagAnswer:
         """All tiles in one request, which has one answer."""
         source = f"{self.address}, model {self.model!r}"
         if card.bag is None:
@@ -262,7 +293,7 @@ class SlideClient:
             )
 
         def infer(transport: Transport, timeout_s: float) -> BagAnswer:
-            raw = transport.infer(self.model, bag, timeout_s, BAGS)
+            raw = transport.infer(self.model, bag, timeout_s, BAGS, subject=subject)
             if raw.version != card.version:
                 raise _VersionChanged(raw.version)
             classes = len(card.spec.class_names)
@@ -270,7 +301,7 @@ class SlideClient:
 
         return self._connections.submit(infer).result()
 
-    def _send(self, tiles: Iterable[bytes], card: ModelCard) -> TileAnswers:
+    def _send(self, tiles: Iterable[bytes], card: ModelCard, subject: str) -> TileAnswers:
         source = f"{self.address}, model {self.model!r}"
         if card.bag is not None:
             raise ModelMismatch(
@@ -282,7 +313,7 @@ class SlideClient:
 
         def infer(first: int, batch: list[bytes], transport: Transport, timeout_s: float) -> TileAnswers:
             try:
-                raw = transport.infer(self.model, batch, timeout_s)
+                raw = transport.infer(self.model, batch, timeout_s, subject=subject)
             except RequestRefused as error:  # the server counts within the request, the caller over all tiles
                 among = f"{error} (the request held tiles {first} to {first + len(batch) - 1})"
                 raise RequestRefused(among, status=error.status) from error
@@ -306,13 +337,14 @@ class SlideClient:
                 future.cancel()
         return join_answers(parts)
 
-    def _ask_card(self) -> ModelCard:
+    def _ask_card(self, subject: str = "") -> ModelCard:
         def ask(model: str, transport: Transport, timeout_s: float) -> ModelCard:
-            versions = transport.model_versions(model, timeout_s)
+            versions = transport.model_versions(model, timeout_s, subject=subject)
             if not versions:
                 raise ModelNotReady(f"{self.address}, model {model!r}: no version of it is loaded")
             version = max(versions, key=int)
-            return read_model_card(model, version, transport.model_config(model, version, timeout_s))
+            config = transport.model_config(model, version, timeout_s, subject=subject)
+            return read_model_card(model, version, config)
 
         if self.model == AUTO:
             first, second = AUTO_MODELS
@@ -323,6 +355,11 @@ class SlideClient:
             self.model = card.name
             return card
         return self._connections.submit(functools.partial(ask, self.model)).result()
+
+
+def subject_of(image_id: str) -> str:
+    """What requests about a slide name as their subject: 16 hexadecimal digits of SHA-256, nothing readable."""
+    return hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def batches(tiles: Iterable[bytes], size: int, max_bytes: int) -> Iterator[list[bytes]]:

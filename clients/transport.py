@@ -32,6 +32,7 @@ from clients.errors import (
 )
 
 CONNECT_TIMEOUT_S = 5.0
+SUBJECT_HEADER = "clotline-subject"
 MAX_MESSAGE_BYTES = 2**31 - 1  # gRPC's own bound; Triton's HTTP server takes 64 MiB a request by default
 _BUSY = {"429", "502", "503", "504", "UNAVAILABLE"}
 _NO_ACCESS = {"401", "403", "UNAUTHENTICATED", "PERMISSION_DENIED"}
@@ -62,14 +63,26 @@ class RawAnswer:
 
 
 class Transport(Protocol):
-    """What a client needs of a server. Every call gets the seconds it may take and raises errors of ours."""
+    """What a client needs of a server. Every call gets the seconds it may take and raises errors of ours.
 
-    def model_versions(self, model: str, timeout_s: float) -> list[str]: ...
+    `subject`, 16 hexadecimal digits, says what requests belong together: a gateway that tries a candidate release has all
+    of one subject answered by the same server. Empty: none is sent.
+    """
 
-    def model_config(self, model: str, version: str, timeout_s: float) -> dict[str, Any]: ...
+    def model_versions(self, model: str, timeout_s: float, *, subject: str = "") -> list[str]: ...
+
+    def model_config(
+        self, model: str, version: str, timeout_s: float, *, subject: str = ""
+    ) -> dict[str, Any]: ...
 
     def infer(
-        self, model: str, tiles: Sequence[bytes], timeout_s: float, question: Question = TILES
+        self,
+        model: str,
+        tiles: Sequence[bytes],
+        timeout_s: float,
+        question: Question = TILES,
+        *,
+        subject: str = "",
     ) -> RawAnswer: ...
 
     def close(self) -> None: ...
@@ -148,6 +161,11 @@ def _tile_array(tiles: Sequence[bytes]) -> NDArray[np.object_]:
     return tiles_N1
 
 
+def _headers(access: Access, subject: str) -> dict[str, str]:
+    """Of one request, over HTTP or gRPC."""
+    return access.headers | ({SUBJECT_HEADER: subject} if subject else {})
+
+
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
@@ -158,33 +176,41 @@ class HttpTransport:
     def __init__(self, address: Address, access: Access = NO_ACCESS) -> None:
         self._address = address
         self._access = access
-        self._headers = access.headers
         self._client: Any = None
 
-    def model_versions(self, model: str, timeout_s: float) -> list[str]:
+    def model_versions(self, model: str, timeout_s: float, *, subject: str = "") -> list[str]:
+        headers = _headers(self._access, subject)
         metadata = self._call(
-            model, timeout_s, lambda client: client.get_model_metadata(model, headers=self._headers)
+            model, timeout_s, lambda client: client.get_model_metadata(model, headers=headers)
         )
         return [str(version) for version in metadata.get("versions", [])]
 
-    def model_config(self, model: str, version: str, timeout_s: float) -> dict[str, Any]:
-        ask = self._call(
-            model, timeout_s, lambda c: c.get_model_config(model, version, headers=self._headers)
-        )
+    def model_config(
+        self, model: str, version: str, timeout_s: float, *, subject: str = ""
+    ) -> dict[str, Any]:
+        headers = _headers(self._access, subject)
+        ask = self._call(model, timeout_s, lambda c: c.get_model_config(model, version, headers=headers))
         return dict(ask)
 
     def infer(
-        self, model: str, tiles: Sequence[bytes], timeout_s: float, question: Question = TILES
+        self,
+        model: str,
+        tiles: Sequence[bytes],
+        timeout_s: float,
+        question: Question = TILES,
+        *,
+        subject: str = "",
     ) -> RawAnswer:
         import tritonclient.http as triton
 
         tensor = triton.InferInput(question.input, question.shape(len(tiles)), "BYTES")
         tensor.set_data_from_numpy(_tile_array(tiles).reshape(question.shape(len(tiles))))
         wanted = [triton.InferRequestedOutput(name) for name in question.outputs]
+        headers = _headers(self._access, subject)
         result = self._call(
             model,
             timeout_s,
-            lambda client: client.infer(model, [tensor], outputs=wanted, headers=self._headers),
+            lambda client: client.infer(model, [tensor], outputs=wanted, headers=headers),
         )
         version = str(result.get_response().get("model_version", ""))
         return RawAnswer({name: result.as_numpy(name) for name in question.outputs}, version)
@@ -245,36 +271,46 @@ class GrpcTransport:
     def __init__(self, address: Address, access: Access = NO_ACCESS) -> None:
         self._address = address
         self._access = access
-        self._headers = access.headers
         self._client: Any = None
 
-    def model_versions(self, model: str, timeout_s: float) -> list[str]:
+    def model_versions(self, model: str, timeout_s: float, *, subject: str = "") -> list[str]:
+        headers = _headers(self._access, subject)
         ask = self._connected().get_model_metadata
         try:
-            metadata = ask(model, as_json=True, client_timeout=timeout_s, headers=self._headers)
+            metadata = ask(model, as_json=True, client_timeout=timeout_s, headers=headers)
         except Exception as error:
             self._raise(error, model)
         return [str(version) for version in metadata.get("versions", [])]
 
-    def model_config(self, model: str, version: str, timeout_s: float) -> dict[str, Any]:
+    def model_config(
+        self, model: str, version: str, timeout_s: float, *, subject: str = ""
+    ) -> dict[str, Any]:
+        headers = _headers(self._access, subject)
         ask = self._connected().get_model_config
         try:
-            told = ask(model, version, as_json=True, client_timeout=timeout_s, headers=self._headers)
+            told = ask(model, version, as_json=True, client_timeout=timeout_s, headers=headers)
             return dict(told.get("config", {}))
         except Exception as error:
             self._raise(error, model)
 
     def infer(
-        self, model: str, tiles: Sequence[bytes], timeout_s: float, question: Question = TILES
+        self,
+        model: str,
+        tiles: Sequence[bytes],
+        timeout_s: float,
+        question: Question = TILES,
+        *,
+        subject: str = "",
     ) -> RawAnswer:
         import tritonclient.grpc as triton
 
         tensor = triton.InferInput(question.input, question.shape(len(tiles)), "BYTES")
         tensor.set_data_from_numpy(_tile_array(tiles).reshape(question.shape(len(tiles))))
         wanted = [triton.InferRequestedOutput(name) for name in question.outputs]
+        headers = _headers(self._access, subject)
         try:
             result = self._connected().infer(
-                model, [tensor], outputs=wanted, client_timeout=timeout_s, headers=self._headers
+                model, [tensor], outputs=wanted, client_timeout=timeout_s, headers=headers
             )
         except Exception as error:
             self._raise(error, model)

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +19,18 @@ import pytest
 
 from clients.answers import ModelCard
 from clients.errors import ClosedError, ModelMismatch, ModelNotReady, RequestRefused, ServerUnreachable
-from clients.slide_client import SlideClient, batches
+from clients.prediction import Prediction
+from clients.slide_client import KEPT_CARDS, SlideClient, batches, subject_of
 from slides.decode import encode_tile
 from slides.errors import NoTissueError, SlideFileError
 from slides.reader import open_slide
+from slides.spec import ModelSpec
 from slides.tissue import find_tiles, iter_tiles
+from tests.clients.recording_proxy import Passed, recording_proxy
+from tests.conftest import ServedRepository, run_module
+
+KEY = "clk_" + 64 * "a"
+CANARY_TILE_PX = 320
 
 
 def test_batches_keep_order_and_bounds() -> None:
@@ -127,7 +140,7 @@ def test_tiles_are_no_longer_cut_once_a_request_failed(client: SlideClient) -> N
             ended.append(True)
 
     with pytest.raises(RequestRefused) as caught:
-        client._ask(endless, client._send)
+        client._ask(endless, client._send, "")
     assert ended == [True]  # although the error still refers to the frames that cut
     assert caught.value.__traceback__ is not None
 
@@ -137,6 +150,7 @@ def test_after_a_release_the_specification_is_asked_for_again(
 ) -> None:
     version = client.card.version
     client._card = dataclasses.replace(client.card, version="999")  # as if it had been the one before
+    client._cards = {"999": client._card}
     assert client.classify_tiles(tiles[:3]).shape[0] == 3
     assert client.card.version == version
 
@@ -145,9 +159,9 @@ def test_releases_without_end_are_told(
     client: SlideClient, tiles: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stale = dataclasses.replace(client.card, version="999")
-    client._card = None
-    monkeypatch.setattr(client, "_ask_card", lambda: stale)
-    with pytest.raises(ModelMismatch, match=r"version 999 was asked, \d+ answered, twice"):
+    client._card, client._cards = None, {}
+    monkeypatch.setattr(client, "_ask_card", lambda subject: stale)
+    with pytest.raises(ModelMismatch, match=r"version 999 was asked, \d+ answered, 3 times; releases"):
         client.classify_tiles(tiles[:3])
 
 
@@ -220,3 +234,208 @@ def test_empty_glass_has_no_answer(client: SlideClient, tmp_path: Path) -> None:
     )
     with pytest.raises(NoTissueError):
         client.predict(glass)
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoReleases:
+    """Version 1 on one server and version 2, which takes larger tiles, on another; `of` says which has a subject."""
+
+    one: dict[str, str]
+    two: dict[str, str]
+
+    def servers(self, protocol: str) -> tuple[str, str]:
+        return self.one[protocol], self.two[protocol]
+
+    @staticmethod
+    def of(subject: str | None) -> int:
+        return 0 if subject is None else int(subject, 16) % 2
+
+
+@pytest.fixture(scope="module")
+def two_releases(
+    served_repository: ServedRepository, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TwoReleases]:
+    repository = tmp_path_factory.mktemp("canary") / "models"
+    shutil.copytree(
+        served_repository.repository,
+        repository,
+        ignore=shutil.ignore_patterns("*torchscript*", "__pycache__"),
+    )
+    classifier = repository / "tile_classifier"
+    (classifier / "1").rename(classifier / "2")
+    config = (classifier / "config.pbtxt").read_text()
+    larger, changed = re.subn(r'(tile_size_px\\":)256', rf"\g<1>{CANARY_TILE_PX}", config)
+    assert changed == 1
+    (classifier / "config.pbtxt").write_text(larger)
+    name = f"canary-{os.getpid()}"
+    ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    done = run_module("serving", "up", "--repository", repository, "--name", name, *ports, "--detach")
+    assert done.returncode == 0, done.stderr
+    one = {"http": served_repository.http_url, "grpc": served_repository.grpc_url}
+    try:
+        yield TwoReleases(one, json.loads(done.stdout.splitlines()[-1]))
+    finally:
+        run_module("serving", "down", "--name", name)
+
+
+@pytest.fixture
+def slide_paths(slide_path: Path, tmp_path: Path) -> list[Path]:
+    """The slide under six names, whose subjects version 1 and version 2 have in turn."""
+    names: tuple[list[str], list[str]] = ([], [])
+    for number in range(40):
+        stem = f"case{number}_0"
+        names[TwoReleases.of(subject_of(stem))].append(stem)
+    paths = [tmp_path / f"{stem}.tif" for pair in list(zip(*names, strict=False))[:3] for stem in pair]
+    for path in paths:
+        path.symlink_to(slide_path)
+    return paths
+
+
+def test_a_subject_is_of_the_slide_and_not_readable() -> None:
+    assert subject_of("abc123_0") == hashlib.sha256(b"abc123_0").hexdigest()[:16]
+    assert len({subject_of(image_id) for image_id in ("abc123_0", "abc123_1", "é_0", "\udcff_0")}) == 4
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_every_request_of_a_call_names_one_subject(
+    protocol: str, served_repository: ServedRepository, slide_paths: list[Path], tiles: list[bytes]
+) -> None:
+    server = {"http": served_repository.http_url, "grpc": served_repository.grpc_url}[protocol]
+    with recording_proxy(protocol, lambda kind, subject: server) as proxy:
+
+        def subject(ask: Any) -> str | None:
+            """The one that all requests of a new client name, which is asked for its model too."""
+            proxy.passed.clear()
+            with SlideClient(proxy.url, api_key=KEY, batch=4) as client:
+                ask(client)
+            kinds = Counter(passed.kind for passed in proxy.passed)
+            assert kinds.pop("infer", 2) >= 2
+            assert kinds == {"metadata": 1, "config": 1}
+            assert {passed.authorization for passed in proxy.passed} == {f"Bearer {KEY}"}
+            (found,) = {passed.subject for passed in proxy.passed}
+            return found
+
+        first, second, *_ = slide_paths
+        for path in (first, second, first):
+            assert subject(lambda client, path=path: client.predict(path)) == subject_of(path.stem)
+        random = [subject(lambda client: client.classify(tiles)) for _ in range(2)]
+        assert all(re.fullmatch("[0-9a-f]{16}", found or "") for found in random)
+        assert len({*random, subject_of(first.stem), subject_of(second.stem)}) == 4
+        assert subject(lambda client: client.card) is None
+
+
+def cut_by(spec: ModelSpec, path: Path) -> list[tuple[int, int, int]]:
+    with open_slide(path) as slide:
+        return [(ref.x_px, ref.y_px, ref.side_px) for ref in find_tiles(slide, spec)]
+
+
+def asked_about(passed: list[Passed]) -> Counter[tuple[str, str]]:
+    """How often each server was asked about its model."""
+    return Counter((entry.kind, entry.server) for entry in passed if entry.kind != "infer")
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_two_releases_in_turn_are_asked_about_once_and_each_has_its_own_tiles(
+    protocol: str, two_releases: TwoReleases, slide_paths: list[Path]
+) -> None:
+    servers = two_releases.servers(protocol)
+    with (
+        recording_proxy(protocol, lambda kind, subject: servers[two_releases.of(subject)]) as proxy,
+        SlideClient(proxy.url, batch=4) as client,
+    ):
+
+        def check(prediction: Prediction, path: Path) -> None:
+            number = two_releases.of(subject_of(path.stem))
+            assert prediction.model_version == str(number + 1)
+            spec = dataclasses.replace(client.spec, tile_size_px=(256, CANARY_TILE_PX)[number])
+            assert [(tile.x_px, tile.y_px, tile.side_px) for tile in prediction.tiles] == cut_by(spec, path)
+
+        for path in slide_paths:
+            check(client.predict(path), path)
+        once = {(kind, server): 1 for kind in ("metadata", "config") for server in servers}
+        assert asked_about(proxy.passed) == once
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            for path, prediction in zip(slide_paths, pool.map(client.predict, slide_paths), strict=True):
+                check(prediction, path)
+        assert asked_about(proxy.passed) == once
+        assert all(servers[two_releases.of(entry.subject)] == entry.server for entry in proxy.passed)
+        assert {entry.subject for entry in proxy.passed} == {subject_of(path.stem) for path in slide_paths}
+
+
+def test_a_candidate_that_is_withdrawn_within_a_slide_fails_nothing(
+    two_releases: TwoReleases, slide_paths: list[Path]
+) -> None:
+    servers = two_releases.servers("http")
+    of_one, of_two, *_ = slide_paths
+
+    def route(kind: str, subject: str | None) -> str:
+        """Once the candidate has said what it is, it answers one request more."""
+        since = [entry.kind for entry in proxy.passed if entry.server == servers[1]]
+        withdrawn = "config" in since and since[-1] == "infer"
+        return servers[0 if withdrawn else two_releases.of(subject)]
+
+    with (
+        recording_proxy("http", route) as proxy,
+        SlideClient(proxy.url, batch=4, concurrency=1) as client,
+    ):
+        assert client.predict(of_one).model_version == "1"
+        prediction = client.predict(of_two)
+        assert prediction.model_version == "1"
+        assert [(tile.x_px, tile.y_px, tile.side_px) for tile in prediction.tiles] == cut_by(
+            client.spec, of_two
+        )
+        assert asked_about(proxy.passed) == {
+            (kind, server): 1 for kind in ("metadata", "config") for server in servers
+        }
+
+
+def test_what_a_release_with_other_limits_refuses_is_sent_as_it_wants_it(
+    two_releases: TwoReleases, tiles: list[bytes]
+) -> None:
+    servers = two_releases.servers("http")
+    with recording_proxy("http", lambda kind, subject: servers[1]) as proxy, SlideClient(proxy.url) as client:
+        true = client.card
+        guess = dataclasses.replace(true, version="1", max_batch=4 * true.max_batch)
+        client._card, client._cards = guess, {"1": guess}
+        many = (tiles * (2 * true.max_batch))[: 2 * true.max_batch]
+        assert client.classify_tiles(many).shape[0] == len(many)
+        assert client.card.version == true.version
+        with pytest.raises(RequestRefused):
+            client.classify_tiles([b"no image"])
+
+
+def test_a_server_that_tells_of_a_third_version_is_asked_again(
+    two_releases: TwoReleases, tiles: list[bytes]
+) -> None:
+    servers = two_releases.servers("http")
+
+    def route(kind: str, subject: str | None) -> str:
+        told = sum(entry.kind == "config" for entry in proxy.passed)
+        return servers[0 if kind != "infer" and told == 1 else 1]
+
+    with recording_proxy("http", route) as proxy, SlideClient(proxy.url) as client:
+        client._card = dataclasses.replace(client.card, version="999")
+        client._cards = {"999": client._card}
+        assert client.classify_tiles(tiles[:3]).shape[0] == 3
+        assert client.card.version == "2"
+        asked = [(entry.kind, entry.server) for entry in proxy.passed]
+        card_of = {server: [("metadata", server), ("config", server)] for server in servers}
+        infer = ("infer", servers[1])
+        assert asked == [
+            *card_of[servers[1]],
+            infer,
+            *card_of[servers[0]],
+            infer,
+            *card_of[servers[1]],
+            infer,
+        ]
+
+
+def test_few_cards_are_kept(client: SlideClient) -> None:
+    versions = [str(number) for number in range(100, 100 + 2 * KEPT_CARDS)]
+    for version in versions:
+        client._keep(dataclasses.replace(client.card, version=version))
+    assert list(client._cards) == versions[-KEPT_CARDS:]
+    client._keep(client._cards[versions[-KEPT_CARDS]])
+    client._keep(dataclasses.replace(client.card, version="999"))
+    assert list(client._cards) == [*versions[-KEPT_CARDS + 2 :], versions[-KEPT_CARDS], "999"]
