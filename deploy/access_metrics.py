@@ -1,7 +1,7 @@
 """Metrics of the gateway, from its access log: followed through rotation and truncation, served for Prometheus.
 
-    clotline_gateway_requests_total{protocol,route,status,key}
-    clotline_gateway_request_duration_seconds{protocol,route}        accepted requests, as nginx saw them
+    clotline_gateway_requests_total{protocol,route,status,key,track}
+    clotline_gateway_request_duration_seconds{protocol,route,track}  accepted requests, as nginx saw them
     clotline_gateway_request_bytes_total{key}
     clotline_gateway_log_lines_broken_total
     clotline_certificate_expiry_timestamp_seconds{certificate}
@@ -30,6 +30,8 @@ from deploy.errors import CertificateError
 BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ROUTES = ("infer", "metadata", "health", "other")
 PROTOCOLS = ("http", "grpc")
+TRACKS = ("stable", "canary", "canary_fallback")
+"""Who answered: the server, a candidate, or the server because the candidate failed (docs/gateway.md, Canary)."""
 NO_KEY = "none"
 _MOST_KEYS = 1000
 _MOST_LINE_BYTES = 64 << 10
@@ -48,12 +50,12 @@ class AccessMetrics:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "clotline_gateway_requests", "Requests that the gateway answered.",
-            ["protocol", "route", "status", "key"], registry=self.registry,
+            ["protocol", "route", "status", "key", "track"], registry=self.registry,
         )  # fmt: skip
         self._duration = Histogram(
             "clotline_gateway_request_duration_seconds",
             "From the first byte of an accepted request to the last of its answer.",
-            ["protocol", "route"],
+            ["protocol", "route", "track"],
             buckets=BUCKETS_S,
             registry=self.registry,
         )
@@ -67,8 +69,8 @@ class AccessMetrics:
         )
         self._keys: set[str] = set()
         for protocol in PROTOCOLS:  # rates work from the first request on
-            self._duration.labels(protocol, "infer")
-            self._requests.labels(protocol, "infer", "200", NO_KEY)
+            self._duration.labels(protocol, "infer", TRACKS[0])
+            self._requests.labels(protocol, "infer", "200", NO_KEY, TRACKS[0])
 
     def line(self, text: bytes) -> None:
         """Count one line; a broken one is counted as such."""
@@ -77,17 +79,23 @@ class AccessMetrics:
             protocol, route = told["protocol"], told["route"]
             status = status_of(int(told["status"]), told["grpc_status"])
             duration_s, size_bytes = float(told["request_s"]), int(told["request_bytes"])
-            key, accepted = self._key(told["key"]), bool(told["upstream_status"])
-            if protocol not in PROTOCOLS or not isinstance(key, str) or not duration_s >= 0 or size_bytes < 0:
+            key, accepted, track = self._key(told["key"]), bool(told["upstream_status"]), told["track"]
+            if (
+                protocol not in PROTOCOLS
+                or track not in TRACKS
+                or not isinstance(key, str)
+                or not duration_s >= 0
+                or size_bytes < 0
+            ):
                 raise ValueError("a value that nginx does not write")
         except (ValueError, KeyError, TypeError):
             self._broken.inc()
             return
         route = route if route in ROUTES else "other"
-        self._requests.labels(protocol, route, str(status), key).inc()
+        self._requests.labels(protocol, route, str(status), key, track).inc()
         self._bytes.labels(key).inc(size_bytes)
         if accepted and status == 200:
-            self._duration.labels(protocol, route).observe(duration_s)
+            self._duration.labels(protocol, route, track).observe(duration_s)
 
     def _key(self, key_id: str) -> str:
         if not key_id:

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from deploy.errors import GatewayError, ProgramNotFound, UsageError
 from deploy.whole_file import write_whole
+from serving.processes import start_time_ticks
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 TEMPLATES = CHECKOUT / "docker" / "nginx" / "templates"
@@ -55,6 +56,10 @@ class GatewaySettings:
         listen_host, listen_port: the one TLS port, REST and gRPC.
         triton_http, triton_grpc: host:port of tritonserver.
         health: host:port of the supervisor, whose /ready is passed on.
+        candidate_http, candidate_grpc: host:port of a second tritonserver, which serves a candidate; None: there is none.
+        canary_percent: share of the inference requests that the candidate answers, 0 to 100, in steps of 0.01.
+        shadow: host:port of `python -m deploy shadow`, None: there is none.
+        shadow_percent: share of the inference requests of which it gets a copy, as above.
         in_flight: requests of interactive clients at Triton at once, the rest is refused; None: `default_places`.
         in_flight_batch: of batch clients; None: half of that.
         in_flight_slides: bags for slide_classifier over REST, counted besides; None: half of it.
@@ -76,6 +81,11 @@ class GatewaySettings:
     triton_http: str = "127.0.0.1:8000"
     triton_grpc: str = "127.0.0.1:8001"
     health: str = "127.0.0.1:8003"
+    candidate_http: str | None = None
+    candidate_grpc: str | None = None
+    canary_percent: float = 0.0
+    shadow: str | None = None
+    shadow_percent: float = 0.0
     in_flight: int | None = None
     in_flight_batch: int | None = None
     in_flight_slides: int | None = None
@@ -96,6 +106,8 @@ class GatewaySettings:
         half = -(-places // 2)
         batch = half if self.in_flight_batch is None else self.in_flight_batch
         slides = half if self.in_flight_slides is None else self.in_flight_slides
+        canary = bool(self.candidate_http and self.candidate_grpc and self.canary_percent)
+        shadow = bool(self.shadow and self.shadow_percent)
         host = f"[{self.listen_host}]" if ":" in self.listen_host else self.listen_host
         values = {
             "CLOTLINE_LISTEN": f"{host}:{self.listen_port}",
@@ -103,6 +115,13 @@ class GatewaySettings:
             "CLOTLINE_TRITON_HTTP": self.triton_http,
             "CLOTLINE_TRITON_GRPC": self.triton_grpc,
             "CLOTLINE_HEALTH": self.health,
+            "CLOTLINE_CANDIDATE_HTTP": self.candidate_http or self.triton_http,
+            "CLOTLINE_CANDIDATE_GRPC": self.candidate_grpc or self.triton_grpc,
+            "CLOTLINE_CANARY": "on" if canary else "off",
+            "CLOTLINE_CANARY_PERCENT": _percent(self.canary_percent if canary else 1),
+            "CLOTLINE_SHADOW": "/gateway/shadow" if shadow else "off",
+            "CLOTLINE_SHADOW_PERCENT": _percent(self.shadow_percent if shadow else 1),
+            "CLOTLINE_SHADOW_TO": self.shadow or self.health,
             "CLOTLINE_IN_FLIGHT": str(places),
             "CLOTLINE_IN_FLIGHT_BATCH": str(batch),
             "CLOTLINE_IN_FLIGHT_SLIDES": str(slides),
@@ -131,6 +150,14 @@ class GatewaySettings:
                 ("workers", 1 if self.workers is None else self.workers),
             )
             if value < 1
+        ]
+        problems += [
+            f"{name} must be 0, or 0.01 to 100, not {value:g}"
+            for name, value in (
+                ("canary_percent", self.canary_percent),
+                ("shadow_percent", self.shadow_percent),
+            )
+            if value != 0 and not 0.01 <= value <= 100
         ]
         if problems:
             raise UsageError(f"settings of the gateway: {'; '.join(problems)}.")
@@ -207,6 +234,13 @@ def running_pid(conf: Path) -> int | None:
     return pid if b"nginx" in words else None
 
 
+def worker_pids(conf: Path) -> dict[int, int]:
+    """Pid -> start time (ticks) of each worker of a running gateway; after a reload they finish what is under way, and end."""
+    pid = running_pid(conf)
+    found = {worker: start_time_ticks(worker) for worker in (_workers(pid) if pid else ())}
+    return {worker: ticks for worker, ticks in found.items() if ticks is not None}
+
+
 def reload(conf: Path) -> None:
     """Let a running gateway read its configuration, keys and certificate again; returns when new workers took over.
 
@@ -270,6 +304,11 @@ def _group_exists(name: str) -> bool:
     except KeyError:
         return False
     return True
+
+
+def _percent(percent: float) -> str:
+    """As nginx writes it: two digits after the point."""
+    return f"{percent:.2f}"
 
 
 def _size(size_bytes: int) -> str:

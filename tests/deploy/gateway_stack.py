@@ -142,15 +142,24 @@ def jpeg_tiles() -> list[bytes]:
 
 
 @contextmanager
-def gateway_stack(directory: Path, **settings: Any) -> Iterator[Stack]:
-    """Both, until the block ends; clients `lab` and `batch` without a rate, `slow` with one request a second."""
-    repository = make_release(directory / "release", bias=-1.0) / "models"
+def tiny_server(directory: Path, bias: float) -> Iterator[tuple[dict[str, Any], subprocess.Popen[str]]]:
+    """A tritonserver of a tiny release: what its launcher says, and the launcher."""
+    repository = make_release(directory, bias=bias) / "models"
     up = [sys.executable, "-m", "serving", "up", "--repository", str(repository), "--http-port", "0",
           "--grpc-port", "0", "--metrics-port", "0"]  # fmt: skip
     launcher = subprocess.Popen(up, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert launcher.stdout
-        server = json.loads(launcher.stdout.readline())
+        yield json.loads(launcher.stdout.readline()), launcher
+    finally:
+        launcher.kill()
+        launcher.wait()
+
+
+@contextmanager
+def gateway_stack(directory: Path, **settings: Any) -> Iterator[Stack]:
+    """Both, until the block ends; clients `lab` and `batch` without a rate, `slow` with one request a second."""
+    with tiny_server(directory / "release", -1.0) as (server, _):
         state = directory / "state"
         store = KeyStore(state / "keys")
         keys = {
@@ -167,6 +176,3 @@ def gateway_stack(directory: Path, **settings: Any) -> Iterator[Stack]:
         )  # fmt: skip
         with running(made):
             yield Stack(state, made, server, keys)
-    finally:
-        launcher.kill()
-        launcher.wait()

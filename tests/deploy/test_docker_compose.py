@@ -222,14 +222,14 @@ def start_access_metrics() -> ModuleType:
 def test_the_access_log_is_cut_and_every_line_counted(tmp_path: Path) -> None:
     script, log = start_access_metrics(), tmp_path / "access.log"
     line = {"protocol": "http", "route": "infer", "status": "200", "grpc_status": "", "request_s": "0.01",
-            "request_bytes": "10", "key": "lab.1", "upstream_status": "200"}  # fmt: skip
+            "request_bytes": "10", "key": "lab.1", "upstream_status": "200", "track": "stable"}  # fmt: skip
     metrics, follower = AccessMetrics(), LogFollower(log)
     with log.open("a", buffering=1) as nginx:
         for _ in range(50):
             nginx.write(json.dumps(line) + "\n")
             script.count(metrics, follower, log, 1000)
             assert log.stat().st_size <= 1000
-    labels = {"protocol": "http", "route": "infer", "status": "200", "key": "lab.1"}
+    labels = {"protocol": "http", "route": "infer", "status": "200", "key": "lab.1", "track": "stable"}
     assert metrics.registry.get_sample_value("clotline_gateway_requests_total", labels) == 50
     assert SERVICES["access-metrics"]["command"] == [environment("gateway")["CLOTLINE_CERTIFICATE"]]
 
@@ -251,6 +251,9 @@ def test_targets_of_prometheus_are_services_on_its_networks() -> None:
     files = {f"targets/{path.name}" for path in (DOCKER / "prometheus" / "targets").glob("*.json")}
     assert files == set(jobs.values())
     ports = {"triton": 8002, "supervisor": 8003, "gateway": 8004, "prometheus": 9090, "alertmanager": 9093}
+    assert (
+        json.loads((DOCKER / "prometheus" / jobs.pop("shadow")).read_text()) == []
+    )  # no service of compose.yaml
     for job, name in jobs.items():
         (group,) = json.loads((DOCKER / "prometheus" / name).read_text())
         (target,) = group["targets"]

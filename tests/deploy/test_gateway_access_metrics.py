@@ -11,7 +11,7 @@ from deploy.access_metrics import AccessMetrics, CertificateExpiry, LogFollower,
 
 LINE = {
     "protocol": "http", "route": "infer", "status": "200", "grpc_status": "", "request_s": "0.021", "key": "lab.1",
-    "upstream_status": "200", "request_bytes": "120000",
+    "upstream_status": "200", "request_bytes": "120000", "track": "stable",
 }  # fmt: skip
 
 
@@ -28,20 +28,25 @@ def test_lines_are_counted_by_what_they_were() -> None:
     metrics.line(line())
     metrics.line(line(protocol="grpc", grpc_status="14", upstream_status=""))
     metrics.line(line(key="", status="401", upstream_status=""))
+    metrics.line(line(track="canary_fallback"))
     requests = "clotline_gateway_requests_total"
-    assert value(metrics, requests, protocol="http", route="infer", status="200", key="lab.1") == 1
-    assert value(metrics, requests, protocol="grpc", route="infer", status="503", key="lab.1") == 1
-    assert value(metrics, requests, protocol="http", route="infer", status="401", key="none") == 1
-    assert value(metrics, "clotline_gateway_request_bytes_total", key="lab.1") == 240_000
+    http, grpc = (
+        {"protocol": protocol, "route": "infer", "track": "stable"} for protocol in ("http", "grpc")
+    )
+    assert value(metrics, requests, **http, status="200", key="lab.1") == 1
+    assert value(metrics, requests, **{**http, "track": "canary_fallback"}, status="200", key="lab.1") == 1
+    assert value(metrics, requests, **grpc, status="503", key="lab.1") == 1
+    assert value(metrics, requests, **http, status="401", key="none") == 1
+    assert value(metrics, "clotline_gateway_request_bytes_total", key="lab.1") == 360_000
     bucket = "clotline_gateway_request_duration_seconds_bucket"
-    assert value(metrics, bucket, protocol="http", route="infer", le="0.02") == 0
-    assert value(metrics, bucket, protocol="http", route="infer", le="0.03") == 1
-    assert value(metrics, bucket, protocol="grpc", route="infer", le="+Inf") == 0  # refused: no duration
+    assert value(metrics, bucket, **http, le="0.02") == 0
+    assert value(metrics, bucket, **http, le="0.03") == 1
+    assert value(metrics, bucket, **grpc, le="+Inf") == 0  # refused: no duration
 
 
 @pytest.mark.parametrize(
     "broken",
-    [b"", b"{", b"[]", b"null", b"\xff\xfe", line(status="x"), line(status="7"), line(protocol="smtp"),
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", line(status="x"), line(status="7"), line(protocol="smtp"), line(track="mine"),
      line(request_s="nan"), line(request_bytes="-1"), json.dumps({"status": "200"}).encode()],
 )  # fmt: skip
 def test_a_broken_line_is_counted_and_no_more(broken: bytes) -> None:
