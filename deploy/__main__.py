@@ -14,6 +14,12 @@ COMMANDS: dict[str, Command] = {
     "up": Command("deploy.commands.up", "bring the guarded service up on this machine, or change it"),
     "down": Command("deploy.commands.down", "stop it; nothing of it is left running"),
     "status": Command("deploy.commands.status", "what runs, whether it is ready, and where"),
+    "canary": Command(
+        "deploy.commands.canary", "try a release on a share of the requests: start, promote, stop"
+    ),
+    "shadow": Command(
+        "deploy.commands.shadow", "compare the answers of two servers (the gateway sends it copies)"
+    ),
     "docker": Command("deploy.commands.docker", "the service in containers: secrets, check, up, down"),
     "logs": Command("deploy.commands.logs", "the logs of its parts"),
     "keys": Command("deploy.commands.keys", "API keys of the gateway's clients: add, rotate, revoke, list"),
