@@ -107,6 +107,11 @@ GATEWAY = Row(
               "reqps",
               (Query('sum by (status) (rate(clotline_gateway_requests_total{server=~"$server",status=~"401|403|413|429|503"}'
                      "[$__rate_interval]))", "{{status}}"),)),
+        Panel("Requests by track", "Who answers: the server (stable), a candidate for its succession (canary), or the server because the "
+              "candidate failed (canary_fallback).", "reqps",
+              (Query(f"sum by (track) (rate({_GATEWAY}[$__rate_interval]))", "{{track}}"),), "stacked"),
+        Panel("Latency by track", "p95 of accepted requests.", "s",
+              (Query(f"histogram_quantile(0.95, sum by (track, le) (rate({_DURATION}[$__rate_interval])))", "{{track}}"),)),
         Panel("Certificates", "Days until they expire.", "d",
               (Query('(clotline_certificate_expiry_timestamp_seconds{server=~"$server"} - time()) / 86400',
                      "{{certificate}}"),), "number", width=24),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serving.releases.live import describe
+from serving.releases.live import Live, describe
 from serving.releases.preparing import prepare
 
 
@@ -14,9 +14,16 @@ def serves(live: Path) -> str | None:
     return str(serving["release_id"]) if serving else None
 
 
-def bring_in(live: Path, release: Path | None) -> None:
+def next_number(live: Path) -> int:
+    """The number that the next release of a live directory will have."""
+    return Live(live.resolve()).read().next_number
+
+
+def bring_in(live: Path, release: Path | None, first_number: int = 1) -> None:
     """Make a live directory ready for a start; `release` goes into one that is new or empty, others keep what they serve.
+
+    `first_number` is that of the first release of a new one.
 
     Raises serving.releases.errors.NotLive where there is nothing to serve, BadRelease where `release` is none.
     """
-    prepare(live, None if serves(live) else release)
+    prepare(live, None if serves(live) else release, first_number=first_number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import shutil
@@ -17,9 +18,10 @@ from typing import Any
 
 from deploy import certificates
 from deploy.errors import DeployError
-from deploy.gateway import remove_scratch
+from deploy.gateway import remove_scratch, worker_pids
 from deploy.keys import Limits
 from deploy.live_directory import bring_in, serves
+from deploy.local_candidate import bring_in_candidate, remove_candidate, wait_for_end
 from deploy.local_parts import Plan
 from deploy.local_plan import LocalPlan, check_programs
 from deploy.local_settings import LOOPBACK, PORT_NAMES, LocalSettings, Ports
@@ -121,12 +123,21 @@ def _change(order: Order, stack: Stack) -> dict[str, Any]:
         settings = replace(settings, ports=_with(settings, ports))
     old, new = LocalPlan(state, before), LocalPlan(state, settings)
     running = Plan.read(state / PLAN)
+    generations = itertools.count(running.generation + 1)
     certificates.make(new.certificate.directory, new.certificate_names)
     key_file = _make_first_key(new)
     try:
         moved = not settings.repository and (before.repository or new.live != old.live)
         if moved:
             bring_in(new.live, Path(settings.release) if settings.release else None)
+        if settings.candidate and not before.candidate:
+            bring_in_candidate(new)
+        elif before.candidate and not settings.candidate:
+            old_workers = worker_pids(old.gateway / "nginx.conf")
+            unasked = LocalPlan(state, replace(before, canary_percent=0.0, shadow_percent=0.0))
+            unasked.write_files()
+            _apply(state, stack, Plan(next(generations), unasked.parts()))
+            wait_for_end(old_workers, say)
         new.write_files()
         parts = new.parts()
         known = {part.name: part for part in running.parts}
@@ -134,7 +145,7 @@ def _change(order: Order, stack: Stack) -> dict[str, Any]:
         changed += [name for name in known if name not in {part.name for part in parts}]
         if changed:
             say(f"it is up; what has changed: {', '.join(changed)}")
-            _apply(state, stack, Plan(running.generation + 1, parts))
+            _apply(state, stack, Plan(next(generations), parts))
         else:
             _follow(state, stack, running.generation)  # an `up` that was killed may have left it on its way
         if order.settings.get("release") and not moved:
@@ -145,8 +156,12 @@ def _change(order: Order, stack: Stack) -> dict[str, Any]:
         say("that failed; what ran before is put back")
         old.write_files()
         with contextlib.suppress(DeployError):
-            _apply(state, stack, Plan(running.generation + 2, old.parts()))
+            _apply(state, stack, Plan(next(generations), old.parts()))
+        if not before.candidate:
+            remove_candidate(old)
         raise
+    if not settings.candidate:
+        remove_candidate(new)
     write_stack(state, replace(stack, server_name=new.server_name, settings=settings.as_json()))
     took_s = time.monotonic() - started_s
     say("it is up" + (f", changed within {took_s:.1f} s" if changed else "; nothing has changed"))
@@ -155,14 +170,13 @@ def _change(order: Order, stack: Stack) -> dict[str, Any]:
 
 def _held(settings: LocalSettings, before: LocalSettings, *, all_of_them: bool) -> HeldPorts:
     """The ports that a running stack has not yet, held; free ones for 0."""
-    mine = set(PORT_NAMES) if all_of_them else set()
-    for name in PORT_NAMES:
-        if getattr(settings.ports, name) != getattr(before.ports, name):
-            mine.add(name)
-    if not settings.mlflow:
-        mine.discard("mlflow")
-    elif not before.mlflow:
-        mine.add("mlflow")
+    mine = {
+        name
+        for name in settings.used_ports
+        if all_of_them
+        or name not in before.used_ports
+        or getattr(settings.ports, name) != getattr(before.ports, name)
+    }
     if settings.gateway_host != before.gateway_host:
         mine.discard("gateway")  # its own port on another address
     hosts = {name: settings.gateway_host if name == "gateway" else LOOPBACK for name in PORT_NAMES}

@@ -1,5 +1,6 @@
 """From settings to the files and parts of a stack on this machine: the same files that run in containers.
 
+STATE/candidate/      live directory of a candidate's tritonserver (deploy/canary.py)
 STATE/prometheus/     docker/prometheus, copied, with targets/ of this machine
 STATE/alertmanager/   docker/alertmanager, copied
 STATE/run/gateway/    nginx.conf and its access log (deploy/gateway.py)
@@ -22,6 +23,7 @@ from deploy.gateway import GatewaySettings, check, command, nginx, render
 from deploy.keys import KeyStore
 from deploy.local_parts import Part
 from deploy.local_settings import LOOPBACK, LocalSettings
+from deploy.local_state import CANDIDATE, candidate_of
 from deploy.whole_file import write_whole
 from serving.embedded import CHECKOUT
 
@@ -30,6 +32,7 @@ INSTALL = "Debian and Ubuntu: apt-get install nginx prometheus prometheus-alertm
 ALERTMANAGERS = ("prometheus-alertmanager", "alertmanager")
 ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104  told by name, never a default  # nosec B104
 CHECK_S = 30.0
+DIFFERENCES = "differences.jsonl"
 
 
 def program(*names: str) -> str:
@@ -63,10 +66,17 @@ class LocalPlan:
         self.gateway = state / "run" / "gateway"
         self.live = Path(settings.live) if settings.live else state / "live"
 
+        self.candidate_live = state / CANDIDATE
+
     @property
     def server_name(self) -> str:
         """Name of the tritonserver among the instances of `serving`."""
         return f"stack-{self.ports.http}"
+
+    @property
+    def candidate_name(self) -> str:
+        """Name of the candidate's."""
+        return candidate_of(self.server_name)
 
     @property
     def certificate_names(self) -> list[str]:
@@ -92,26 +102,37 @@ class LocalPlan:
         for name in ("prometheus", "alertmanager"):
             mirror(DOCKER / name, self.state / name)
         (self.state / "prometheus" / "targets").mkdir(exist_ok=True)
-        for job, port in self.targets().items():
-            target = json.dumps([{"targets": [f"{LOOPBACK}:{port}"], "labels": {}}]) + "\n"
-            _place(self.state / "prometheus" / "targets" / f"{job}.json", target.encode())
+        for job, ports in self.targets().items():
+            targets = [
+                {"targets": [f"{LOOPBACK}:{port}"], "labels": {"server": server} if server else {}}
+                for server, port in ports.items()
+            ]
+            _place(
+                self.state / "prometheus" / "targets" / f"{job}.json", (json.dumps(targets) + "\n").encode()
+            )
         check(render(self.gateway_settings()))
         self._check_prometheus()
 
-    def targets(self) -> dict[str, int]:
-        """Port of each job of prometheus.yml."""
-        ports = self.ports
-        return {
-            "triton": ports.metrics,
-            "supervisor": ports.health,
-            "gateway": ports.gateway_metrics,
-            "prometheus": ports.prometheus,
-            "alertmanager": ports.alertmanager,
+    def targets(self) -> dict[str, dict[str, int]]:
+        """Label `server` ("": none) and port of each target, for each job of prometheus.yml."""
+        ports, settings = self.ports, self.settings
+        found = {
+            "triton": {"": ports.metrics},
+            "supervisor": {"": ports.health},
+            "gateway": {"": ports.gateway_metrics},
+            "prometheus": {"": ports.prometheus},
+            "alertmanager": {"": ports.alertmanager},
+            "shadow": {"": ports.shadow} if settings.candidate and settings.shadow_percent else {},
         }
+        if settings.candidate:
+            found["triton"][CANDIDATE] = ports.candidate_metrics
+            found["supervisor"][CANDIDATE] = ports.candidate_health
+        return found
 
     def gateway_settings(self) -> GatewaySettings:
         """For deploy/gateway.py."""
-        ports = self.ports
+        ports, settings = self.ports, self.settings
+        candidate = bool(settings.candidate)
         return GatewaySettings(
             directory=self.gateway,
             keys_file=self.keys.nginx_file,
@@ -122,6 +143,11 @@ class LocalPlan:
             triton_http=f"{LOOPBACK}:{ports.http}",
             triton_grpc=f"{LOOPBACK}:{ports.grpc}",
             health=f"{LOOPBACK}:{ports.health}",
+            candidate_http=f"{LOOPBACK}:{ports.candidate_http}" if candidate else None,
+            candidate_grpc=f"{LOOPBACK}:{ports.candidate_grpc}" if candidate else None,
+            canary_percent=settings.canary_percent if candidate else 0.0,
+            shadow=f"{LOOPBACK}:{ports.shadow}" if candidate else None,
+            shadow_percent=settings.shadow_percent if candidate else 0.0,
         )
 
     def _check_prometheus(self) -> None:
@@ -139,34 +165,54 @@ class LocalPlan:
 
     def parts(self) -> tuple[Part, ...]:
         """In the order of their start: the gateway opens when there is something behind it."""
-        parts = [
-            self._triton(),
-            self._access_metrics(),
-            self._gateway(),
-            self._alertmanager(),
-            self._prometheus(),
-        ]
-        return (*parts, self._mlflow()) if self.settings.mlflow else tuple(parts)
+        settings = self.settings
+        source = ["--repository", settings.repository] if settings.repository else ["--live", str(self.live)]
+        parts = [self._server("triton", self.server_name, source, "")]
+        if settings.candidate:
+            own = ["--live", str(self.candidate_live)]
+            parts.append(self._server(CANDIDATE, self.candidate_name, own, "candidate_"))
+            if settings.shadow_percent:
+                parts.append(self._shadow())
+        parts += [self._access_metrics(), self._gateway(), self._alertmanager(), self._prometheus()]
+        return (*parts, self._mlflow()) if settings.mlflow else tuple(parts)
 
     def _log(self, name: str) -> str:
         return str(self.state / "logs" / f"{name}.log")
 
-    def _triton(self) -> Part:
-        ports, settings = self.ports, self.settings
-        source = ["--repository", settings.repository] if settings.repository else ["--live", str(self.live)]
-        argv = [sys.executable, "-m", "serving", "up", *source, "--name", self.server_name]
-        for what in ("http", "grpc", "metrics", "health"):
-            argv += [f"--{what}-port", str(getattr(ports, what))]
-        health = f"http://{LOOPBACK}:{ports.health}"
+    def _server(self, name: str, instance: str, source: list[str], prefix: str) -> Part:
+        """A tritonserver; its ports are those whose names begin with `prefix`."""
+        settings = self.settings
+        ports = {
+            what: getattr(self.ports, f"{prefix}{what}") for what in ("http", "grpc", "metrics", "health")
+        }
+        argv = [sys.executable, "-m", "serving", "up", *source, "--name", instance]
+        for what, port in ports.items():
+            argv += [f"--{what}-port", str(port)]
+        health = f"http://{LOOPBACK}:{ports['health']}"
         return Part(
-            name="triton",
+            name=name,
             argv=(*argv, "--timeout-s", f"{settings.timeout_s:g}"),
-            log=self._log("triton"),
+            log=self._log(name),
             directory=str(CHECKOUT),
             ready_url=f"{health}/ready",
-            address=f"http {LOOPBACK}:{ports.http}, grpc {LOOPBACK}:{ports.grpc}, {health}/ready",
+            address=f"http {LOOPBACK}:{ports['http']}, grpc {LOOPBACK}:{ports['grpc']}, {health}/ready",
             stop_s=40.0,
             ready_s=settings.timeout_s + 30.0,
+        )
+
+    def _shadow(self) -> Part:
+        ports, url = self.ports, f"http://{LOOPBACK}:{self.ports.shadow}"
+        argv = [sys.executable, "-m", "deploy", "shadow", "--port", str(ports.shadow)]
+        for side, prefix in (("stable", ""), ("candidate", "candidate_")):
+            for what in ("http", "grpc"):
+                argv += [f"--{side}-{what}", f"{LOOPBACK}:{getattr(ports, prefix + what)}"]
+        return Part(
+            name="shadow",
+            argv=(*argv, "--log", str(self.state / "logs" / DIFFERENCES)),
+            log=self._log("shadow"),
+            directory=str(CHECKOUT),
+            ready_url=f"{url}/health",
+            address=f"{url}/metrics",
         )
 
     def _access_metrics(self) -> Part:

@@ -12,6 +12,8 @@ from serving.embedded import CHECKOUT
 DEMO_RELEASE = CHECKOUT / "runs" / "demo" / "release"
 MODEL_REPOSITORY = CHECKOUT / "model_repository"
 LOOPBACK = "127.0.0.1"
+SMALLEST_PERCENT = 0.01
+"""nginx' split_clients counts no finer."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,11 @@ class Ports:
     prometheus: int = 9090
     alertmanager: int = 9093
     mlflow: int = 5000
+    candidate_http: int = 8010
+    candidate_grpc: int = 8011
+    candidate_metrics: int = 8012
+    candidate_health: int = 8013
+    shadow: int = 8005
 
 
 PORT_NAMES = tuple(field.name for field in fields(Ports))
@@ -46,6 +53,9 @@ class LocalSettings:
         mlflow: whether MLflow runs too.
         metrics_days, metrics_mb: how long, and how much of it, Prometheus keeps what it has scraped.
         timeout_s: seconds that the start of tritonserver may take.
+        candidate: Release that a second tritonserver serves, "" for none: a canary, a shadow, or both.
+        canary_percent: of the inference requests, that the candidate answers.
+        shadow_percent: of the inference requests, that both answer for comparison.
     """
 
     repository: str | None = None
@@ -58,6 +68,21 @@ class LocalSettings:
     metrics_days: int = 15
     metrics_mb: int = 2048
     timeout_s: float = 120.0
+    candidate: str = ""
+    canary_percent: float = 0.0
+    shadow_percent: float = 0.0
+
+    @property
+    def used_ports(self) -> set[str]:
+        """Names of the ports that something listens on."""
+        used = set(PORT_NAMES)
+        if not self.mlflow:
+            used.discard("mlflow")
+        if not self.candidate:
+            used -= {name for name in PORT_NAMES if name.startswith("candidate_")}
+        if not (self.candidate and self.shadow_percent):
+            used.discard("shadow")
+        return used
 
     def as_json(self) -> dict[str, Any]:
         """For `stack.json`."""
@@ -98,6 +123,9 @@ class LocalSettings:
         for option, value in (("--metrics-days", self.metrics_days), ("--metrics-mb", self.metrics_mb)):
             if value < 1:
                 raise UsageError(f"{option} {value}: at least 1.")
+        for option, percent in (("--share", self.canary_percent), ("--shadow", self.shadow_percent)):
+            if percent != 0 and not SMALLEST_PERCENT <= percent <= 100:
+                raise UsageError(f"{option} {percent:g}%: 0, or {SMALLEST_PERCENT:g} to 100 per cent.")
 
     def with_source(self) -> LocalSettings:
         """The same with something to serve: the demo's release if there is one, else the checkout's model repository."""

@@ -36,7 +36,14 @@ from serving.processes import processes_of, start_time_ticks, sweep
 STACK = "stack.json"
 LOCK = "lock"
 SERVER_STOP_S = 30.0
-RUN_TIME = (STACK, PLAN, STATUS, "run", "live", "prometheus", "alertmanager")
+CANDIDATE = "candidate"
+BEGUN = "candidate.json"
+RUN_TIME = (STACK, PLAN, STATUS, "run", "live", CANDIDATE, BEGUN, "prometheus", "alertmanager")
+
+
+def candidate_of(server_name: str) -> str:
+    """Name of the tritonserver that serves a candidate beside one of this name, among the instances of `serving`."""
+    return f"{server_name}-{CANDIDATE}"
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,8 @@ def stop_stack(state: Path, stack: Stack, timeout_s: float) -> bool:
     deadline_s = time.monotonic() + timeout_s
     while stack.lives and time.monotonic() < deadline_s:
         time.sleep(0.05)
-    servers = [server for server in instances(triton_home()) if server.name == stack.server_name]
+    names = {stack.server_name, candidate_of(stack.server_name)}
+    servers = [server for server in instances(triton_home()) if server.name in names]
     clean = all([stop_instance(triton_home(), server, SERVER_STOP_S) for server in servers])
     for pid in sessions_of(state):
         with contextlib.suppress(OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from serving.embedded import triton_home
@@ -14,7 +15,7 @@ from serving.releases.switching import Order, recover
 from serving.releases.switching import release as make_release
 
 
-def prepare(directory: Path, release: Path | None = None) -> Path:
+def prepare(directory: Path, release: Path | None = None, *, first_number: int = 1) -> Path:
     """What a start on a live directory needs; no server but the caller's own, which is down, may be on it.
 
     Completes or undoes what a killed command left behind. Brings `release` in where the directory is new or empty.
@@ -22,6 +23,7 @@ def prepare(directory: Path, release: Path | None = None) -> Path:
     Args:
         directory: the live directory.
         release: a Release. Where the directory serves a release already, it has to be that one.
+        first_number: of the first release of a new directory; others count on.
 
     Returns:
         The model repository to serve.
@@ -44,6 +46,8 @@ def prepare(directory: Path, release: Path | None = None) -> Path:
     with live.hold(order.by):
         state = recover(live, None, order)
         if bundle and state.serving is None:
+            if first_number > state.next_number:
+                live.write(replace(state, next_number=first_number))
             make_release(live, None, bundle, order)
         elif bundle and state.serving and state.serving.release_id != bundle.release_id:
             raise NotLive(

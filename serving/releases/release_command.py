@@ -7,6 +7,8 @@ loaded, for `rollback`. docs/live_releases.md tells what a client sees.
 
 The server has to have been started on a live directory (`python -m serving up --live DIR`). With --live DIR and no server
 on it, the directory is changed for the next start; then only checksums are compared.
+
+All requests move at once. To try a release on a share of them first: python -m deploy canary start RELEASE --share 10%.
 """
 
 from __future__ import annotations

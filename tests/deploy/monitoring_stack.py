@@ -155,6 +155,7 @@ def _served(directory: Path, serve: Sequence[str]) -> Iterator[Stack]:
             directory=state / "gateway", keys_file=store.prepare(), certificate=files.certificate,
             certificate_key=files.key, listen_port=free_port(), triton_http=server["http"],
             triton_grpc=server["grpc"], health=server["health"].removeprefix("http://"), in_flight=32, workers=1,
+            candidate_http=server["http"], candidate_grpc=server["grpc"], canary_percent=20.0,
         )  # fmt: skip
         with running(settings):
             yield Stack(state, settings, server, keys)

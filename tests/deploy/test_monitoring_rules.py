@@ -107,6 +107,7 @@ def test_alertmanager_routes_by_severity() -> None:
     for labels, receiver in (
         (("alertname=ServerDown", "severity=page"), "pages"),
         (("alertname=NoTraffic", "severity=ticket"), "tickets"),
+        (("alertname=ServerDown", "severity=page", "server=candidate"), "tickets"),
         (("alertname=NotificationsFail", "severity=ticket", "notify=no"), "nobody"),
     ):
         routed = run("amtool", "config", "routes", "test", f"--config.file={ALERTMANAGER}", *labels)
