@@ -146,7 +146,7 @@ class LocalPlan:
             candidate_http=f"{LOOPBACK}:{ports.candidate_http}" if candidate else None,
             candidate_grpc=f"{LOOPBACK}:{ports.candidate_grpc}" if candidate else None,
             canary_percent=settings.canary_percent if candidate else 0.0,
-            shadow=f"{LOOPBACK}:{ports.shadow}" if candidate else None,
+            shadow=f"{LOOPBACK}:{ports.shadow}" if candidate and settings.shadow_percent else None,
             shadow_percent=settings.shadow_percent if candidate else 0.0,
         )
 

@@ -19,6 +19,9 @@ COMMANDS = {
     ),
     "attacks": Command("deploy.benchmarks.attacks", "10,000 bad requests beside good ones"),
     "rotation": Command("deploy.benchmarks.rotation", "keys and certificates changed under load"),
+    "canary": Command(
+        "deploy.benchmarks.canary", "a candidate started, given a share and promoted under load"
+    ),
 }
 
 if __name__ == "__main__":

@@ -8,9 +8,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from deploy.benchmarks import canary
+from deploy.benchmarks.canary import Answered, Load
 from deploy.benchmarks.guarded import Target
 from deploy.benchmarks.load import Connection, Outcome, closed_loop, open_loop
 from deploy.benchmarks.overload import judged
@@ -39,6 +42,44 @@ def test_overload_passes_only_if_every_bar_is_met() -> None:
     # A request that the load generator sent late is no slow refusal, but a slow answer it is.
     sent_late = dataclasses.replace(REFUSED, sent_s=0.2, latency_s=0.21)
     assert judged(calm, [*storm, sent_late], 1.0)["refusal_max_ms"] == 10
+
+
+def canary_load(**changed: Any) -> Load:
+    """400 answers: 100 before, 200 at 10 %, 100 after; every release answers each tile with its own number."""
+    at_ten = [Answered(10 + n / 100, 0.05, 0, 8 if n % 10 == 0 else 7, 0.0) for n in range(200)]
+    answers = [Answered(n / 100, 0.05, 0, 7, 0.0) for n in range(100)] + at_ten
+    answers += [Answered(20 + n / 100, 0.05, 0, 8, 0.0) for n in range(100)]
+    answers = [dataclasses.replace(each, first=each.version / 10) for each in answers]
+    load = Load(Target("127.0.0.1", 1, "localhost:1"), [b""], answers)
+    return dataclasses.replace(load, **changed)
+
+
+def test_canary_passes_only_if_every_bar_is_met() -> None:
+    phases = {"before": (0.0, 1.0), "10%": (10.0, 12.0), "after": (20.0, 21.0)}
+    expected = {7: [0.7], 8: [0.8]}
+
+    def verdict(load: Load) -> bool:
+        told = canary.judged(load, phases, expected, (7, 8))
+        assert told["exit_code"] == (0 if told["passed"] else 1)
+        return bool(told["passed"])
+
+    good = canary_load()
+    assert verdict(good)
+    assert not verdict(canary_load(failures=["one"]))
+    other = [dataclasses.replace(good.answers[0], first=0.8), *good.answers[1:]]
+    assert not verdict(canary_load(answers=other)), "an answer that is that of the other release"
+    unknown = [dataclasses.replace(good.answers[0], version=9), *good.answers[1:]]
+    assert not verdict(canary_load(answers=unknown))
+    early = [dataclasses.replace(good.answers[0], version=8, first=0.8), *good.answers[1:]]
+    assert not verdict(canary_load(answers=early)), "the candidate answered before it was started"
+    share = [
+        dataclasses.replace(each, version=7, first=0.7) if 10 <= each.asked_s < 12 else each
+        for each in good.answers
+    ]
+    assert not verdict(canary_load(answers=share)), "the candidate got nothing"
+    assert not canary.judged(good, phases, {7: [0.7], 8: [0.7]}, (7, 8))["passed"], (
+        "releases that answer alike"
+    )
 
 
 @pytest.fixture

@@ -102,7 +102,8 @@ def test_a_candidate_answers_its_share_and_is_promoted_without_a_failed_request(
         slide.symlink_to(stack.slide)
     before = stack.pids()
     with under_load(stack) as failed:
-        said = canary(stack, "start", stack.releases["b"], "--share", "50%", "--shadow", "20%")
+        said = canary(stack, "start", stack.releases["b"], "--share", "50%")
+        assert "shadow" not in stack.pids()
         assert said["candidate"]["release_id"] == release_id(stack, "b")
         assert said["candidate"]["number"] == said["serving"]["number"] + 1
         numbers = {said["serving"]["number"], said["candidate"]["number"]}
@@ -115,9 +116,10 @@ def test_a_candidate_answers_its_share_and_is_promoted_without_a_failed_request(
         assert {version for versions in found for version in versions} == numbers
 
         wait_for(lambda: canary(stack, "status")["tracks"].get("canary", {}).get("requests", 0) > 20)
-        told = canary(stack, "share", "--share", "10%")
+        told = canary(stack, "share", "--share", "10%", "--shadow", "20%")
         assert told["candidate"]["canary_percent"] == 10
         assert told["candidate"]["shadow_percent"] == 20
+        assert "shadow" in stack.pids()
         shadow = wait_for(lambda: canary(stack, "status")["shadow"].get("other_label"))
         assert shadow
         for result in ("same_label|other_label", "other_label"):
@@ -152,6 +154,7 @@ def test_a_candidate_that_dies_fails_nobody_and_comes_back(stack: Up) -> None:
         with SlideClient(stack.said["url"], api_key=stack.key, ca=stack.said["ca"], retries=0) as client:
             return {client.predict(stack.slide).model_version for _ in range(3)}
 
+    assert "shadow" not in stack.pids()
     status = canary(stack, "status")
     serving, trying = str(status["serving"]["number"]), str(status["candidate"]["number"])
     assert over_rest() == {trying}
