@@ -80,5 +80,6 @@ def logs(state: Path) -> dict[str, Path]:
     if stack:
         plan = LocalPlan(state, LocalSettings.from_json(stack.settings))
         found["access"] = plan.gateway / "access.log"
-        found["tritonserver"] = run_directory(triton_home()) / f"{stack.server_name}.log"
+        found["tritonserver"] = run_directory(triton_home()) / f"{plan.server_name}.log"
+        found["candidate-tritonserver"] = run_directory(triton_home()) / f"{plan.candidate_name}.log"
     return {name: path for name, path in found.items() if path.exists()}

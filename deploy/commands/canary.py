@@ -63,10 +63,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(told: dict[str, Any]) -> list[str]:
-    """The tracks, a line each, and the comparison; nothing where there is no candidate."""
+    """Who gets what, the tracks, a line each, and the comparison."""
     if not told["candidate"]:
         return ["there is no candidate"]
-    lines = [f"{'track':17}{'requests':>10}{'errors':>8}{'mean, ms':>10}"]
+    serving, candidate = told["serving"], told["candidate"]
+    lines = [
+        f"release {serving['number']} ({serving['release_id']}) serves; release {candidate['number']} ({candidate['release_id']}) "
+        f"answers {candidate['canary_percent']:g} % of the requests, and {candidate['shadow_percent']:g} % are compared",
+    ]
+    lines += [f"{'track':17}{'requests':>10}{'errors':>8}{'mean, ms':>10}"]
     for track, counts in told["tracks"].items():
         mean = "" if counts["mean_ms"] is None else f"{counts['mean_ms']:.1f}"
         lines.append(f"{track:17}{counts['requests']:>10}{counts['errors']:>8}{mean:>10}")

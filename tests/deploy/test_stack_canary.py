@@ -179,6 +179,10 @@ def test_a_candidate_is_stopped_and_what_served_goes_on(stack: Up) -> None:
 
 def test_down_ends_a_candidate_too(stack: Up) -> None:
     canary(stack, "start", stack.releases["a"], "--share", "1%")
+    told = stack.machine.deploy("canary", "status").stdout
+    assert "answers 1 % of the requests, and 0 % are compared" in told
+    logs = stack.machine.deploy("logs", "candidate-tritonserver", "--lines", "1")
+    assert logs.returncode == 0, logs.stderr
     assert stack.machine.deploy("down").returncode == 0
     assert stack.machine.processes() == []
     assert {path.name for path in stack.state.iterdir()} == {"data", "keys", "lock", "logs", "tls"}

@@ -11,9 +11,9 @@ and four of its own, which the native backend does not look for:
   parameters: alone_thread_count  threads of an execution while no other instance of ours executes in this server
               (0: every core, at most 8). Default: INFERENCE_NUM_THREADS. A lone request then has all cores, and under
               load every instance keeps to its own; where they differ the network is held in memory twice.
-              static_batches  YES: compile it once more for each batch size that Triton gathers, from 1 to the
-              largest preferred one. OpenVINO then plans each at loading, and not anew whenever the size changes.
-              Each copy has its own memory for weights. Batches of other sizes run as without.
+              static_batches  YES: compile it for each batch size that Triton gathers, from 1 to the largest
+              preferred one. OpenVINO then plans each at loading, and not anew whenever the size changes. Each copy
+              has its own memory for weights. Larger batches run in parts of these sizes.
               niceness  of its process (nice(2)), 0 to 19. Default: 0
               clotline_answers_for  whose predictions its answers are (slides/model_metrics.py), to be counted
 Without HINT_BF16 it computes in FP32, also where OpenVINO would choose BF16.
@@ -122,26 +122,42 @@ class Network:
     Args:
         model: as read.
         properties: of the CPU plugin.
-        static_batches: sizes that get a compiled model of their own.
+        sizes: of batches that get a compiled model of their own.
+        any_size: whether there is one for all other sizes, too; without it larger batches run in parts.
     """
 
     def __init__(
-        self, core: Any, model: Any, properties: dict[str, Any], static_batches: Iterable[int]
+        self, core: Any, model: Any, properties: dict[str, Any], sizes: Iterable[int], *, any_size: bool
     ) -> None:
-        self._any = core.compile_model(model, "CPU", properties).create_infer_request()
+        def compiled(what: Any) -> Any:
+            return core.compile_model(what, "CPU", properties).create_infer_request()
+
+        self._any = compiled(model) if any_size else None
         self._of_size = {}
-        for size in static_batches:
+        for size in sizes:
             fixed = model.clone()
             shapes = {port: port.get_partial_shape() for port in fixed.inputs}
             for shape in shapes.values():
                 shape[0] = size
             fixed.reshape(shapes)
-            self._of_size[size] = core.compile_model(fixed, "CPU", properties).create_infer_request()
+            self._of_size[size] = compiled(fixed)
 
-    def infer(self, feed: dict[str, np.ndarray]) -> Any:
-        """Outputs, which the next call overwrites."""
+    def infer(self, feed: dict[str, np.ndarray], outputs: list[str]) -> dict[str, np.ndarray]:
+        """These outputs."""
         size = len(next(iter(feed.values())))
-        return self._of_size.get(size, self._any).infer(feed, share_inputs=True, share_outputs=True)
+        whole = self._of_size.get(size, self._any)
+        if whole is not None:
+            return self._run(whole, feed, outputs)
+        parts, largest = [], max(self._of_size)
+        for start in range(0, size, largest):
+            part = {name: array[start : start + largest] for name, array in feed.items()}
+            parts.append(self._run(self._of_size[min(largest, size - start)], part, outputs))
+        return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+
+    @staticmethod
+    def _run(request: Any, feed: dict[str, np.ndarray], outputs: list[str]) -> dict[str, np.ndarray]:
+        found = request.infer(feed, share_inputs=True, share_outputs=True)
+        return {name: np.array(found[name]) for name in outputs}  # the next call overwrites what it found
 
 
 class TritonPythonModel:
@@ -186,14 +202,13 @@ class TritonPythonModel:
         if problems:
             raise refuse(name, "; ".join(problems))
         try:
+            sizes = settings.static_batches
             self.network = self.network_alone = Network(
-                core, model, settings.properties, settings.static_batches
+                core, model, settings.properties, sizes, any_size=not sizes
             )
             self.neighbours = lone_execution.neighbours_here() if settings.properties_alone else None
             if settings.properties_alone and self.neighbours is not None:
-                self.network_alone = Network(
-                    core, model, settings.properties_alone, settings.static_batches[:1]
-                )
+                self.network_alone = Network(core, model, settings.properties_alone, sizes[:1], any_size=True)
         except Exception as error:
             raise refuse(name, f"OpenVINO {ov.__version__} cannot compile {path}: {error}") from error
         self.inputs = [entry["name"] for entry in config["input"]]
@@ -256,8 +271,7 @@ class TritonPythonModel:
             for name in self.inputs
         }
         feed = {name: np.concatenate(parts) if len(parts) > 1 else parts[0] for name, parts in arrays.items()}
-        found = network.infer(feed)
-        results = {name: np.array(found[name]) for name in self.outputs}
+        results = network.infer(feed, self.outputs)
         counts = [len(array) for array in arrays[self.inputs[0]]]
         if self.predictions is not None:
             self.predictions.add(requests, counts, results)
