@@ -1,7 +1,7 @@
 """A candidate beside the release that serves: a second tritonserver, to which the gateway sends a share of the requests (canary), or
 whose answers are compared with those of the first (shadow).
 
-The candidate has the number that its release will have on the first server, if nothing else is released there before. So
+The candidate has the number that its release will have on the first server, where no other release gets it. So
 `model_version` says which release answered, on both.
 """
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serving.releases.live import Live, describe
+from serving.releases.bundle import read_bundle
+from serving.releases.live import Live, caller, describe
 from serving.releases.preparing import prepare
 
 
@@ -14,9 +15,12 @@ def serves(live: Path) -> str | None:
     return str(serving["release_id"]) if serving else None
 
 
-def next_number(live: Path) -> int:
-    """The number that the next release of a live directory will have."""
-    return Live(live.resolve()).read().next_number
+def promise_number(live: Path, release: Path) -> int:
+    """The number that a release will have in a live directory, where no other one gets it.
+
+    Raises serving.releases.errors.BadRelease where `release` is none, LiveBusy while a release is under way.
+    """
+    return Live(live.resolve()).promise(read_bundle(release).release_id, caller())
 
 
 def bring_in(live: Path, release: Path | None, first_number: int = 1) -> None:

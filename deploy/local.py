@@ -136,8 +136,9 @@ def _change(order: Order, stack: Stack) -> dict[str, Any]:
             old_workers = worker_pids(old.gateway / "nginx.conf")
             unasked = LocalPlan(state, replace(before, canary_percent=0.0, shadow_percent=0.0))
             unasked.write_files()
-            _apply(state, stack, Plan(next(generations), unasked.parts()))
-            wait_for_end(old_workers, say)
+            if unasked.parts() != running.parts:  # else nothing was asked of it any more
+                _apply(state, stack, Plan(next(generations), unasked.parts()))
+                wait_for_end(old_workers, say)
         new.write_files()
         parts = new.parts()
         known = {part.name: part for part in running.parts}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from deploy.live_directory import bring_in, next_number
+from deploy.live_directory import bring_in, promise_number
 from deploy.local_plan import LocalPlan
 from serving.processes import start_time_ticks
 
@@ -15,12 +15,13 @@ DRAIN_S = 30.0
 
 
 def bring_in_candidate(plan: LocalPlan) -> None:
-    """Make the live directory of a candidate, with the number that the release would get from the server that it may follow.
+    """Make the live directory of a candidate, with the number that its release will have in that of the first server.
 
-    Raises serving.releases.errors.BadRelease where the candidate is no release.
+    Raises serving.releases.errors.BadRelease where the candidate is no release, LiveBusy while another one moves in.
     """
     remove_candidate(plan)
-    bring_in(plan.candidate_live, Path(plan.settings.candidate), next_number(plan.live))
+    release = Path(plan.settings.candidate)
+    bring_in(plan.candidate_live, release, promise_number(plan.live, release))
 
 
 def remove_candidate(plan: LocalPlan) -> None:

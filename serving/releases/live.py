@@ -44,6 +44,14 @@ class Resident:
 
 
 @dataclass(frozen=True)
+class Promise:
+    """A number that only this release may have: another server answers as that already."""
+
+    number: int
+    release_id: str
+
+
+@dataclass(frozen=True)
 class State:
     """What live.json says. `switching`: the number that public models are on their way to, if a switch is under way."""
 
@@ -51,11 +59,24 @@ class State:
     serving: Resident | None = None
     previous: Resident | None = None
     switching: Resident | None = None
+    promised: Promise | None = None
 
     @property
     def numbers(self) -> set[int]:
         """Numbers of all releases that must stay."""
         return {entry.number for entry in (self.serving, self.previous, self.switching) if entry}
+
+    def number_for(self, release_id: str) -> int:
+        """The number of a release: that which it has, was promised, or would get."""
+        for known in (self.serving, self.previous, self.promised):
+            if known and known.release_id == release_id:
+                return known.number
+        return self.next_number
+
+    def without_number(self, number: int) -> State:
+        """The state after which no other release gets this number."""
+        promised = None if self.promised and self.promised.number == number else self.promised
+        return replace(self, next_number=max(self.next_number, number + 1), promised=promised)
 
     def switched(self) -> State:
         """The state after the switch that is under way."""
@@ -102,7 +123,10 @@ class Live:
             entries = {
                 key: values[key] and Resident(**values[key]) for key in ("serving", "previous", "switching")
             }
-            return State(next_number=int(values["next_number"]), **entries)
+            promised = values.get("promised")
+            return State(
+                next_number=int(values["next_number"]), promised=promised and Promise(**promised), **entries
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise NotLive(f"{path} is not the state of a live directory: {error!r}.") from error
 
@@ -116,6 +140,17 @@ class Live:
             os.fsync(stream.fileno())
         aside.replace(self.directory / STATE)
         sync_directory(self.directory)
+
+    def promise(self, release_id: str, by: str) -> int:
+        """A number that only this release may have from now on, for a server elsewhere that serves it before this one does.
+
+        Raises LiveBusy while a command is at work.
+        """
+        with self.hold(by):
+            state = self.read()
+            number = state.number_for(release_id)
+            self.write(replace(state.without_number(number), promised=Promise(number, release_id)))
+        return number
 
     def journal(self, event: str, by: str, **details: Any) -> None:
         """Add a line to the journal."""

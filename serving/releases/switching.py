@@ -55,8 +55,8 @@ def release(live: Live, server: Server | None, bundle: Bundle, order: Order) -> 
             if word == "serving":
                 return {**_told(known), "changed": False, "was": known.release_id}
             return {**_move(live, server, state, known, order, started), "changed": True}
-    number = state.next_number
-    live.write(replace(state, next_number=number + 1))  # a number that failed is not used again
+    number = state.number_for(bundle.release_id)
+    live.write(state.without_number(number))  # one that failed is not used again
     state = live.read()
     target = Resident(
         number=number,

@@ -126,6 +126,11 @@ class Up:
         status = read_status(self.state)
         return {"supervisor": status["pid"], **{name: part["pid"] for name, part in status["parts"].items()}}
 
+    def another(self, name: str, *, bias: float) -> Path:
+        """A further release, with answers of its own."""
+        self.releases[name] = make_release(self.machine.top / "my releases" / name, bias=bias)
+        return self.releases[name]
+
     @property
     def key(self) -> str:
         return Path(self.said["key_file"]).read_text().strip()

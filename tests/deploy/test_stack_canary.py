@@ -166,6 +166,16 @@ def test_a_candidate_that_dies_fails_nobody_and_comes_back(stack: Up) -> None:
     assert {row["metric"]["job"] for row in targets} <= {"triton", "supervisor"}
 
 
+def test_no_other_release_gets_the_candidates_number(stack: Up) -> None:
+    before = canary(stack, "status")
+    numbers = {before["serving"]["number"], before["candidate"]["number"]}
+    said = stack.machine.up("--release", stack.another("c", bias=0.5))
+    assert said["changed"] == ["release"]
+    status = canary(stack, "status")
+    assert status["serving"]["number"] not in numbers
+    assert status["candidate"]["number"] == before["candidate"]["number"]
+
+
 def test_a_candidate_is_stopped_and_what_served_goes_on(stack: Up) -> None:
     with under_load(stack) as failed:
         told = canary(stack, "stop")
@@ -175,6 +185,14 @@ def test_a_candidate_is_stopped_and_what_served_goes_on(stack: Up) -> None:
     assert status["candidate"] is None
     assert stack.classify().model_version == str(status["serving"]["number"])
     assert not any("stack-" in words and "-candidate" in words for words in stack.machine.processes())
+
+
+def test_a_candidate_that_is_asked_nothing_is_not_waited_for(stack: Up) -> None:
+    canary(stack, "start", stack.releases["a"], "--share", "50%")
+    assert canary(stack, "share", "--share", "0%")["candidate"]["canary_percent"] == 0
+    done = stack.machine.deploy("canary", "stop")
+    assert done.returncode == 0, done.stderr
+    assert "not waited for" not in done.stderr  # as it says after 30 s in vain
 
 
 def test_down_ends_a_candidate_too(stack: Up) -> None:

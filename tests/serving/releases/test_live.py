@@ -38,6 +38,32 @@ def test_going_back_swaps_the_two() -> None:
     assert (state.serving, state.previous) == (resident(2), resident(3))
 
 
+def test_a_number_is_kept_for_the_release_that_it_was_promised(tmp_path: Path) -> None:
+    live = Live(tmp_path / "live")
+    with live.hold("me"):
+        live.write(State(4, resident(3), resident(2)))
+    assert live.promise("candidate", "me") == live.promise("candidate", "me") == 4
+    state = live.read()
+    assert (state.number_for("candidate"), state.number_for("another"), state.next_number) == (4, 5, 5)
+    after_another = state.without_number(5)
+    assert (after_another.number_for("candidate"), after_another.next_number) == (4, 6)
+    used = after_another.without_number(4)
+    assert (used.number_for("candidate"), used.promised) == (6, None)
+    assert live.promise(resident(2).release_id, "me") == 2  # which has one already
+    assert live.read().next_number == 5
+
+
+def test_a_state_of_before_promises_is_read(tmp_path: Path) -> None:
+    live = Live(tmp_path / "live")
+    with live.hold("me"):
+        live.write(State(4, resident(3)))
+    path = tmp_path / "live" / "live.json"
+    values = json.loads(path.read_text())
+    del values["promised"]
+    path.write_text(json.dumps(values))
+    assert live.read() == State(4, resident(3))
+
+
 def test_one_holds_it_at_a_time(tmp_path: Path) -> None:
     live = Live(tmp_path / "live")
     with live.hold("anna@here"), pytest.raises(LiveBusy, match="held by anna@here"), live.hold("ben@here"):

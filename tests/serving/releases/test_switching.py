@@ -82,6 +82,20 @@ def test_release_and_rollback(tiny_releases: dict[str, Path], tmp_path: Path) ->
     assert prepare(live.directory) == live.models
 
 
+def test_a_promised_number_waits_for_its_release(tiny_releases: dict[str, Path], tmp_path: Path) -> None:
+    live, known = Live(tmp_path / "live"), ids(tiny_releases)
+    bring(live, tiny_releases["a"])
+    number = live.promise(known["b"], "me")
+    elsewhere = Live(tmp_path / "elsewhere")
+    prepare(elsewhere.directory, tiny_releases["b"], first_number=number)
+    assert whole(elsewhere, tiny_releases) == known["b"]
+    assert bring(live, tiny_releases["c"])["number"] == 3
+    assert bring(live, tiny_releases["b"])["number"] == number == 2
+    assert elsewhere.read().numbers == {2}
+    assert whole(live, tiny_releases) == known["b"]
+    assert bring(live, tiny_releases["a"])["number"] == 4, "it had gone, and numbers are not used twice"
+
+
 def test_a_start_needs_a_release_and_keeps_the_one_that_serves(
     tiny_releases: dict[str, Path], tmp_path: Path
 ) -> None:
