@@ -152,11 +152,11 @@ class Up:
         return list(json.loads(body)["data"]["result"])
 
 
-def wait_for(what: Callable[[], Any]) -> Any:
-    """Its first true value."""
+def wait_for(what: Callable[[], Any], about: str = "") -> Any:
+    """Its first true value; `about` is told if there is none."""
     deadline_s = time.monotonic() + WAIT_S
     while not (value := what()):
-        assert time.monotonic() < deadline_s, what
+        assert time.monotonic() < deadline_s, about or what
         time.sleep(0.2)
     return value
 

@@ -124,7 +124,7 @@ def test_a_candidate_answers_its_share_and_is_promoted_without_a_failed_request(
         assert shadow
         for result in ("same_label|other_label", "other_label"):
             query = f'clotline_shadow_requests_total{{server="clotline",result=~"{result}"}} > 0'
-            wait_for(lambda query=query: stack.ask_prometheus(query))
+            wait_for(lambda query=query: stack.ask_prometheus(query), query)
         told = canary(stack, "promote")
     assert failed == []
     assert told["event"] == "promoted"

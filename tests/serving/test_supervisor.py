@@ -109,12 +109,14 @@ def test_kill_9_of_a_child_is_told_and_mended(up: dict[str, Any], kind: str, _wh
         wait_until(lambda: len(processes_of(state.instance_id)) == 4, 20)  # guardian, tritonserver, two stubs
         stubs = stubs_of(victims(up["name"])["tritonserver"])
         assert len(stubs) == len(shared_memory_of(state.instance_id)) == 2
-    row = next(
-        row
-        for row in json.loads(serving("status").stdout.splitlines()[-1])["servers"]
-        if row["name"] == up["name"]
-    )
-    assert (row["status"], row["health"], row["restarts"]) == ("ready", up["health"], after)
+
+    def told() -> tuple[Any, ...]:
+        servers = json.loads(serving("status").stdout.splitlines()[-1])["servers"]
+        row = next(row for row in servers if row["name"] == up["name"])
+        return row["status"], row["health"], row["restarts"]
+
+    # On a machine with other work a proof may come late, and the server is truly not ready for a moment.
+    wait_until(lambda: told() == ("ready", up["health"], after), 20)
 
 
 def test_where_no_stub_lives_and_requests_wait_in_turn_the_server_is_restarted(up: dict[str, Any]) -> None:
