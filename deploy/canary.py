@@ -36,10 +36,6 @@ def start(state: Path, release: Path, canary_percent: float, shadow_percent: flo
     Raises UsageError, DeployError, or ServingError of the release; the stack is then as it was.
     """
     plan = _running(state)
-    if plan.settings.repository:
-        raise UsageError(
-            "the stack serves a plain repository, whose releases have no numbers; bring it up with --release."
-        )
     if plan.settings.candidate:
         raise UsageError(
             f"{plan.settings.candidate} is a candidate already: promote it or stop it first, or change its share."

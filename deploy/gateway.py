@@ -157,7 +157,7 @@ class GatewaySettings:
                 ("canary_percent", self.canary_percent),
                 ("shadow_percent", self.shadow_percent),
             )
-            if value != 0 and not 0.01 <= value <= 100
+            if not is_share(value)
         ]
         if problems:
             raise UsageError(f"settings of the gateway: {'; '.join(problems)}.")
@@ -304,6 +304,11 @@ def _group_exists(name: str) -> bool:
     except KeyError:
         return False
     return True
+
+
+def is_share(percent: float) -> bool:
+    """Whether it is a share that nginx' split_clients can give, which counts hundredths of a per cent, or none."""
+    return percent == 0 or 0.01 <= percent <= 100
 
 
 def _percent(percent: float) -> str:

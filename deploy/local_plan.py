@@ -65,7 +65,6 @@ class LocalPlan:
         self.certificate = CertificateFiles(state / "tls")
         self.gateway = state / "run" / "gateway"
         self.live = Path(settings.live) if settings.live else state / "live"
-
         self.candidate_live = state / CANDIDATE
 
     @property
@@ -122,7 +121,7 @@ class LocalPlan:
             "gateway": {"": ports.gateway_metrics},
             "prometheus": {"": ports.prometheus},
             "alertmanager": {"": ports.alertmanager},
-            "shadow": {"": ports.shadow} if settings.candidate and settings.shadow_percent else {},
+            "shadow": {"": ports.shadow} if settings.shadow_percent else {},
         }
         if settings.candidate:
             found["triton"][CANDIDATE] = ports.candidate_metrics
@@ -145,9 +144,9 @@ class LocalPlan:
             health=f"{LOOPBACK}:{ports.health}",
             candidate_http=f"{LOOPBACK}:{ports.candidate_http}" if candidate else None,
             candidate_grpc=f"{LOOPBACK}:{ports.candidate_grpc}" if candidate else None,
-            canary_percent=settings.canary_percent if candidate else 0.0,
-            shadow=f"{LOOPBACK}:{ports.shadow}" if candidate and settings.shadow_percent else None,
-            shadow_percent=settings.shadow_percent if candidate else 0.0,
+            canary_percent=settings.canary_percent,
+            shadow=f"{LOOPBACK}:{ports.shadow}" if settings.shadow_percent else None,
+            shadow_percent=settings.shadow_percent,
         )
 
     def _check_prometheus(self) -> None:
@@ -171,8 +170,8 @@ class LocalPlan:
         if settings.candidate:
             own = ["--live", str(self.candidate_live)]
             parts.append(self._server(CANDIDATE, self.candidate_name, own, "candidate_"))
-            if settings.shadow_percent:
-                parts.append(self._shadow())
+        if settings.shadow_percent:
+            parts.append(self._shadow())
         parts += [self._access_metrics(), self._gateway(), self._alertmanager(), self._prometheus()]
         return (*parts, self._mlflow()) if settings.mlflow else tuple(parts)
 

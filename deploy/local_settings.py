@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from deploy.errors import UsageError
+from deploy.gateway import is_share
 from serving.embedded import CHECKOUT
 
 DEMO_RELEASE = CHECKOUT / "runs" / "demo" / "release"
 MODEL_REPOSITORY = CHECKOUT / "model_repository"
 LOOPBACK = "127.0.0.1"
-SMALLEST_PERCENT = 0.01
-"""nginx' split_clients counts no finer."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ class LocalSettings:
         metrics_days, metrics_mb: how long, and how much of it, Prometheus keeps what it has scraped.
         timeout_s: seconds that the start of tritonserver may take.
         candidate: Release that a second tritonserver serves, "" for none: a canary, a shadow, or both.
-        canary_percent: of the inference requests, that the candidate answers.
-        shadow_percent: of the inference requests, that both answer for comparison.
+        canary_percent: of the inference requests, that the candidate answers; 0 without one.
+        shadow_percent: of the inference requests, that both answer for comparison; 0 without one.
     """
 
     repository: str | None = None
@@ -80,7 +79,7 @@ class LocalSettings:
             used.discard("mlflow")
         if not self.candidate:
             used -= {name for name in PORT_NAMES if name.startswith("candidate_")}
-        if not (self.candidate and self.shadow_percent):
+        if not self.shadow_percent:
             used.discard("shadow")
         return used
 
@@ -124,8 +123,13 @@ class LocalSettings:
             if value < 1:
                 raise UsageError(f"{option} {value}: at least 1.")
         for option, percent in (("--share", self.canary_percent), ("--shadow", self.shadow_percent)):
-            if percent != 0 and not SMALLEST_PERCENT <= percent <= 100:
-                raise UsageError(f"{option} {percent:g}%: 0, or {SMALLEST_PERCENT:g} to 100 per cent.")
+            if not is_share(percent):
+                raise UsageError(f"{option} {percent:g}%: 0, or 0.01 to 100 per cent.")
+        if self.candidate and self.repository:
+            raise UsageError(
+                "a plain repository has no releases with numbers, so none can be tried beside it: serve a --release, or end "
+                "the candidate first (`python -m deploy canary stop`)."
+            )
 
     def with_source(self) -> LocalSettings:
         """The same with something to serve: the demo's release if there is one, else the checkout's model repository."""

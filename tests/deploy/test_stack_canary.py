@@ -167,6 +167,9 @@ def test_a_candidate_that_dies_fails_nobody_and_comes_back(stack: Up) -> None:
 
 
 def test_no_other_release_gets_the_candidates_number(stack: Up) -> None:
+    done = stack.machine.deploy("up", "--repository", stack.releases["b"] / "models")
+    assert done.returncode == 2
+    assert "a plain repository has no releases with numbers" in done.stderr
     before = canary(stack, "status")
     numbers = {before["serving"]["number"], before["candidate"]["number"]}
     said = stack.machine.up("--release", stack.another("c", bias=0.5))
