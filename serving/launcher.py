@@ -104,7 +104,7 @@ def _up(
     instance_id = f"{os.getpid()}-{secrets.token_hex(3)}"
     own = make_instance_directory(options.home, instance_id)
     try:
-        repository, prepare = _repository(options, own)
+        repository, prepare = _repository(options, own, server)
         health = Health()
         metrics = SupervisorMetrics(health, repository, instance_id)
         health_server = HealthServer(health, addresses.host, addresses.health_port, metrics.text)
@@ -164,7 +164,7 @@ def _up(
             signal.signal(signum, handler)
 
 
-def _repository(options: UpOptions, own: Path) -> tuple[Path, Callable[[], None]]:
+def _repository(options: UpOptions, own: Path, server: TritonServer) -> tuple[Path, Callable[[], None]]:
     """The repository to serve, and what must be done before tritonserver is started on it again."""
     if options.repository and (options.live or options.release):
         raise UsageError(
@@ -183,12 +183,12 @@ def _repository(options: UpOptions, own: Path) -> tuple[Path, Callable[[], None]
         deadline_s = time.monotonic() + LIVE_BUSY_S
         while time.monotonic() < deadline_s:
             try:
-                prepare(live)
+                prepare(live, tritonserver=server)
                 return
             except LiveBusy:  # a release is at work: it holds the directory for moments only
                 time.sleep(0.1)
 
-    return check_repository(prepare(live, options.release)), prepare_again
+    return check_repository(prepare(live, options.release, tritonserver=server)), prepare_again
 
 
 def _announce(state: InstanceState, models: list[str], origin: str, ready_s: float) -> None:

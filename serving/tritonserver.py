@@ -72,6 +72,16 @@ def python_based_backends() -> list[str]:
     return sorted(entry.name for entry in PYTHON_BASED_BACKENDS.iterdir() if (entry / "model.py").exists())
 
 
+def counting_backends(server: TritonServer) -> set[str]:
+    """Those of our backends that `compose` gives a server: they count predictions, native ones do not (docs/metrics.md)."""
+    return {name for name in python_based_backends() if not (server.native_backends / name).is_dir()}
+
+
+def composed_counting_backends(directory: Path) -> set[str]:
+    """The same of the server for which `compose` filled `directory`."""
+    return {name for name in python_based_backends() if not (directory / "backends" / name).is_symlink()}
+
+
 def compose(server: TritonServer, repository: Path, directory: Path) -> None:
     """Put the links of one server into `directory`: `repository`, `proof_models`, and `backends` made to measure.
 

@@ -13,9 +13,16 @@ from serving.releases.errors import NotLive
 from serving.releases.live import Live, caller, live_directory_of
 from serving.releases.switching import Order, recover
 from serving.releases.switching import release as make_release
+from serving.tritonserver import TritonServer
 
 
-def prepare(directory: Path, release: Path | None = None, *, first_number: int = 1) -> Path:
+def prepare(
+    directory: Path,
+    release: Path | None = None,
+    *,
+    first_number: int = 1,
+    tritonserver: TritonServer | None = None,
+) -> Path:
     """What a start on a live directory needs; no server but the caller's own, which is down, may be on it.
 
     Completes or undoes what a killed command left behind. Brings `release` in where the directory is new or empty.
@@ -24,6 +31,7 @@ def prepare(directory: Path, release: Path | None = None, *, first_number: int =
         directory: the live directory.
         release: a Release. Where the directory serves a release already, it has to be that one.
         first_number: of the first release of a new directory; others count on.
+        tritonserver: that is to be started; None: the one that is found.
 
     Returns:
         The model repository to serve.
@@ -37,7 +45,7 @@ def prepare(directory: Path, release: Path | None = None, *, first_number: int =
     for other in instances(triton_home()):
         if other.launcher_pid != os.getpid() and live_directory_of(other.repository) == live.directory:
             raise NotLive(f"{directory} serves {other.name} already: a live directory belongs to one server.")
-    order = Order(by=caller(), reason="start")
+    order = Order(by=caller(), reason="start", tritonserver=tritonserver)
     if release is None and live.read().serving is None and live.read().switching is None:
         raise NotLive(
             f"{directory} has no release to serve; bring one in: python -m serving up --live {directory} --release RELEASE"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 from serving.instances import InstanceState
 from serving.processes import memory_bytes, processes_of
 from serving.releases.errors import ServerRefused
-from serving.tritonserver import ADMIN_HEADER, ADMIN_METADATA
+from serving.tritonserver import ADMIN_HEADER, ADMIN_METADATA, composed_counting_backends
 from slides.model_metrics import PROBE_ID
 
 POLL_S = 0.02
@@ -37,6 +38,7 @@ class Server:
     def __init__(self, state: InstanceState, *, timeout_s: float) -> None:
         self.name = state.name
         self.timeout_s = timeout_s
+        self.counting_backends = composed_counting_backends(Path(state.directory))
         self._instance_id = state.instance_id
         self._over_grpc = state.grpc_tls == "off"
         self._limit: dict[str, Any] = {}

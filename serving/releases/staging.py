@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as triton
 
-from serving.releases import configs
+from serving.releases import configs, counting
 from serving.releases.bundle import GOLDEN, MANIFEST, MODELS, Bundle
 from serving.releases.errors import BadRelease, ReleaseError, ServerRefused
 from serving.releases.live import Live, State, remove, sync_directory
@@ -18,8 +19,11 @@ from serving.releases.server import Server
 UNLOAD_TIMEOUT_S = 60.0
 
 
-def stage(live: Live, bundle: Bundle, number: int) -> list[str]:
+def stage(live: Live, bundle: Bundle, number: int, counting_backends: Collection[str]) -> list[str]:
     """Copy a release in, checked, as release `number`; returns its models, each behind those that it asks.
+
+    Where the server has a network's backend that does not count predictions, a counter is put behind it
+    (`serving.releases.counting`); `counting_backends` are those that count.
 
     All is made in `live.staging` first. Its models come into the repository one rename each; the server looks at none of
     them before it is told to.
@@ -31,7 +35,7 @@ def stage(live: Live, bundle: Bundle, number: int) -> list[str]:
     try:
         aside.mkdir()
         bundle.copy_to(aside)
-        order = _rename_models(aside / MODELS, bundle, number)
+        order = _rename_models(aside / MODELS, bundle, number, counting_backends)
         (aside / MANIFEST).write_text(json.dumps(dict(bundle.manifest), sort_keys=True))
         target = live.release(number)
         target.mkdir()
@@ -49,8 +53,10 @@ def stage(live: Live, bundle: Bundle, number: int) -> list[str]:
     return order
 
 
-def _rename_models(models: Path, bundle: Bundle, number: int) -> list[str]:
-    found = {}
+def _rename_models(
+    models: Path, bundle: Bundle, number: int, counting_backends: Collection[str]
+) -> list[str]:
+    found: dict[str, triton.ModelConfig] = {}
     for model in sorted(entry for entry in models.iterdir() if entry.is_dir()):
         config = configs.read_config(model / configs.CONFIG)
         if config.name not in ("", model.name):
@@ -63,6 +69,8 @@ def _rename_models(models: Path, bundle: Bundle, number: int) -> list[str]:
     problems = configs.missing_steps(found)
     if problems:
         raise BadRelease(f"{bundle.directory}: {'; '.join(problems)}; export again.")
+    if counting.is_wanted():
+        counting.add_counters(models, found, counting_backends)
     order = configs.load_order(found)
     for name in order:
         new = configs.renamed(found[name], set(found), number, bundle.release_id)

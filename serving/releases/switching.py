@@ -20,11 +20,13 @@ from typing import Any
 
 from serving.releases import configs
 from serving.releases.bundle import Bundle
+from serving.releases.counting import backends_to_come
 from serving.releases.errors import NothingToRollBackTo, ReleaseError, ServerRefused
 from serving.releases.golden import Golden
 from serving.releases.live import Live, Resident, State, now_utc, remove
 from serving.releases.server import Server
 from serving.releases.staging import collect, entries, point_public_models, stage
+from serving.tritonserver import TritonServer
 
 FEW_EXAMPLES = 2
 
@@ -33,12 +35,21 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Order:
-    """Who asks for a release, why, and how patient they are."""
+    """Who asks for a release, why, and how patient they are.
+
+    Attributes:
+        by: user@host.
+        reason: for the journal.
+        drain_s: how long to wait for the last answers of the release before.
+        announce: told of every step.
+        tritonserver: that is to be started on the live directory, where none runs; None: the one that is found.
+    """
 
     by: str
     reason: str = ""
     drain_s: float = 30.0
     announce: Announce = lambda text: None
+    tritonserver: TritonServer | None = None
 
 
 def release(live: Live, server: Server | None, bundle: Bundle, order: Order) -> dict[str, Any]:
@@ -131,7 +142,8 @@ def _bring_in(
     """Stage, load and check a release that nobody is led to yet."""
     clock = time.monotonic()
     order.announce("copying and checking the files")
-    models = stage(live, bundle, target.number)
+    counting = server.counting_backends if server else backends_to_come(order.tritonserver)
+    models = stage(live, bundle, target.number, counting)
     told: dict[str, Any] = {"stage_s": round(time.monotonic() - clock, 3), "checked": server is not None}
     live.journal("staged", order.by, number=target.number, release_id=target.release_id, source=target.source)
     if server is None:

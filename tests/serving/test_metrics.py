@@ -85,12 +85,12 @@ class Server:
     addresses: dict[str, Any]
     releases: dict[str, Path]
 
-    def ask(self, data: list[bytes], **options: Any) -> np.ndarray:
+    def ask(self, data: list[bytes], *, read: str = "probabilities", **options: Any) -> np.ndarray:
         client = triton.InferenceServerClient(self.addresses["http"], network_timeout=30)
         tensor = triton.InferInput("tile", [len(data), 1], "BYTES")
         tensor.set_data_from_numpy(np.array(data, dtype=np.object_)[:, None])
         try:
-            return np.asarray(client.infer("tile_classifier", [tensor], **options).as_numpy("probabilities"))
+            return np.asarray(client.infer("tile_classifier", [tensor], **options).as_numpy(read))
         finally:
             client.close()
 
@@ -213,6 +213,14 @@ def test_good_and_bad_tiles_of_all_instances_are_counted_exactly(server: Server)
         return count == 156 and more == {reason: 4 if reason in bad else 0 for reason in rejected}
 
     wait_until(counted_in_preprocessing, 20)
+
+
+@pytest.mark.parametrize("wanted", ["probabilities", "confidence", "label_index"])
+def test_who_wants_one_output_only_is_counted_too(server: Server, wanted: str) -> None:
+    before = sum(server.predictions().values())
+    for _ in range(3):
+        server.ask(TILES, outputs=[triton.InferRequestedOutput(wanted)], read=wanted)
+    wait_until(lambda: sum(server.predictions().values()) == before + 3 * len(TILES), 15)
 
 
 def test_what_tiles_look_like_is_what_is_served(server: Server) -> None:
