@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,6 +34,7 @@ PROTOCOLS = ("http", "grpc")
 TRACKS = ("stable", "canary", "canary_fallback")
 """Who answered: the server, a candidate, or the server because the candidate failed (docs/gateway.md, Canary)."""
 NO_KEY = "none"
+WRITERS_S = 10.0
 _MOST_KEYS = 1000
 _MOST_LINE_BYTES = 64 << 10
 _CHUNK_BYTES = 1 << 18
@@ -119,63 +121,80 @@ def status_of(http_status: int, grpc_status: str) -> int:
     return http_status
 
 
-class LogFollower:
-    """The new lines of a file that grows, is renamed and made anew, or is cut. Begins at its end, or at the start of a file that
-    is not there yet."""
+class _Tail:
+    """A file that is open, and the beginning of a line that was read from its end."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: BinaryIO | None = None
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
         self._rest = b""
-        if path.exists():
-            self._open()
-            assert self._file  # noqa: S101  opened above
-            self._file.seek(0, os.SEEK_END)
 
     def lines(self) -> Iterator[bytes]:
-        """The lines that were written since the last call."""
-        if self._file is None and not self._open():
-            return
-        yield from self._read()
-        if self._moved():
-            yield from self._read()  # what was written to the old file before it was renamed
-            self.close()
-            if self._open():
-                yield from self._read()
-
-    def close(self) -> None:
-        """Close the file; a line without its end is given up."""
-        if self._file:
-            self._file.close()
-        self._file, self._rest = None, b""
-
-    def _open(self) -> bool:
-        try:
-            self._file = self._path.open("rb")
-        except OSError:
-            return False
-        return True
-
-    def _moved(self) -> bool:
-        assert self._file  # noqa: S101  asked of an open file only
-        try:
-            now = self._path.stat()
-        except OSError:
-            return False  # renamed, and not made anew yet
-        ours = os.fstat(self._file.fileno())
-        return (now.st_dev, now.st_ino) != (ours.st_dev, ours.st_ino)
-
-    def _read(self) -> Iterator[bytes]:
-        assert self._file  # noqa: S101  asked of an open file only
-        if self._file.tell() > os.fstat(self._file.fileno()).st_size:
-            self._file.seek(0)  # cut
+        """The whole lines that were written since the last call."""
+        if self.file.tell() > os.fstat(self.file.fileno()).st_size:
+            self.file.seek(0)  # cut
             self._rest = b""
-        while chunk := self._file.read(_CHUNK_BYTES):
+        while chunk := self.file.read(_CHUNK_BYTES):
             *whole, self._rest = (self._rest + chunk).split(b"\n")
             yield from (line for line in whole if line)
             if len(self._rest) > _MOST_LINE_BYTES:
                 yield self._rest
                 self._rest = b""
+
+    def is_at(self, path: Path) -> bool:
+        """False if another file is there now."""
+        try:
+            now = path.stat()
+        except OSError:
+            return True  # renamed, and not made anew yet
+        ours = os.fstat(self.file.fileno())
+        return (now.st_dev, now.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+class LogFollower:
+    """The new lines of a file that grows, is renamed and made anew, or is cut. Begins at its end, or at the start of a file that
+    is not there yet. A file that was renamed is read for WRITERS_S more: nginx' master makes the new one before all of its
+    workers have brought the last lines to the old one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._now = self._open()
+        self._before: _Tail | None = None
+        self._before_until_s = 0.0
+        if self._now:
+            self._now.file.seek(0, os.SEEK_END)
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines that were written since the last call."""
+        if self._before:
+            yield from self._before.lines()
+            if time.monotonic() > self._before_until_s:
+                self._before.file.close()
+                self._before = None
+        self._now = self._now or self._open()
+        if self._now is None:
+            return
+        yield from self._now.lines()
+        if not self._now.is_at(self._path):
+            yield from self._now.lines()  # what was written to it before it was renamed
+            if self._before:
+                self._before.file.close()
+            self._before, self._before_until_s = self._now, time.monotonic() + WRITERS_S
+            self._now = self._open()
+            if self._now:
+                yield from self._now.lines()
+
+    def close(self) -> None:
+        """Close what is open; a line without its end is given up."""
+        for tail in (self._before, self._now):
+            if tail:
+                tail.file.close()
+        self._before = self._now = None
+
+    def _open(self) -> _Tail | None:
+        try:
+            return _Tail(self._path.open("rb"))
+        except OSError:
+            return None
 
 
 class CertificateExpiry(Collector):

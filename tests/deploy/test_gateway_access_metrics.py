@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import generate_latest
 
-from deploy import certificates
+from deploy import access_metrics, certificates
 from deploy.access_metrics import AccessMetrics, CertificateExpiry, LogFollower, status_of
 
 LINE = {
@@ -93,6 +93,30 @@ def test_the_log_is_followed_through_rotation_and_truncation(tmp_path: Path) -> 
     assert list(follower.lines()) == [b"late", b"new"]
     log.write_bytes(b"c\n")
     assert list(follower.lines()) == [b"c"]
+    follower.close()
+
+
+def test_lines_that_come_to_a_renamed_log_are_read_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nginx' master makes the new file; each worker writes to the old one until it is told, and then what it had gathered."""
+    log, old = tmp_path / "access.log", tmp_path / "access.log.1"
+    log.write_bytes(b"")
+    follower = LogFollower(log)
+    worker = log.open("ab", buffering=0)
+    log.rename(old)
+    log.write_bytes(b"new\n")
+    assert list(follower.lines()) == [b"new"]
+    worker.write(b"late\n")
+    assert list(follower.lines()) == [b"late"]
+    monkeypatch.setattr(access_metrics, "WRITERS_S", 0.0)
+    log.rename(tmp_path / "access.log.2")
+    log.write_bytes(b"newer\n")
+    worker.write(b"later\n")
+    assert list(follower.lines()) == [b"later", b"newer"]
+    worker.write(b"of the one before\n")
+    assert list(follower.lines()) == []
+    worker.close()
     follower.close()
 
 
