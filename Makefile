@@ -20,7 +20,7 @@ unexport PYTHONHOME
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
-install: .venv/.installed .triton/installed.json ## set up .venv (training, clients) and .triton (the embedded tritonserver)
+install: .venv/.installed .venv/.native .triton/installed.json ## set up .venv (training, clients) and .triton (the embedded tritonserver)
 	@echo "installed: .venv ($$($(PY) --version)), .triton (tritonserver)"
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -28,6 +28,11 @@ install: .venv/.installed .triton/installed.json ## set up .venv (training, clie
 	test -x .venv/bin/python || "$(PYTHON)" -m venv .venv
 	$(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt torch torchvision
 	$(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Without it tiles are decoded by libjpeg-turbo: the same pixels, a third slower.
+.venv/.native: .venv/.installed $(wildcard slides/native/*.c slides/native/*.h slides/native/*.py)
+	@$(PY) -m slides.native || true
 	touch $@
 
 .triton/installed.json: .venv/.installed serving/server-requirements.txt serving/embedded.py

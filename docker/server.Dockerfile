@@ -3,6 +3,20 @@
 # TRITON_DIGEST, e.g. @sha256:..., pins the base: `docker buildx imagetools inspect nvcr.io/nvidia/tritonserver:26.07-py3`.
 ARG TRITON_TAG=26.07-py3
 ARG TRITON_DIGEST=
+# Of the image in which slides/native is compiled.
+ARG PYTHON_TAG=3.11-slim-bookworm
+ARG PYTHON_DIGEST=@sha256:528257d48c1da0dcecc2e725d1ae34498d60c965f1241e39cd6a85a8859bdf84
+
+# The compiled fast path for JPEG tiles (slides/native); where it cannot be had, libjpeg-turbo gives the same pixels.
+FROM python:${PYTHON_TAG}${PYTHON_DIGEST} AS native
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /build
+COPY constraints.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python -m pip install --constraint constraints.txt numpy simplejpeg ziglang
+COPY slides slides
+RUN python -m slides.native || true
+
 FROM nvcr.io/nvidia/tritonserver:${TRITON_TAG}${TRITON_DIGEST}
 
 LABEL org.opencontainers.image.title="clotline-server" \
@@ -24,7 +38,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m pip install --target launcher --constraint constraints.txt 'tritonclient[http,grpc]' numpy
 
-COPY slides stubs/slides
+COPY --from=native /build/slides stubs/slides
 COPY serving launcher/serving
 COPY deploy launcher/deploy
 COPY docker/start_server.py launcher/start_server.py

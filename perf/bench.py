@@ -52,6 +52,7 @@ from perf.limit import (
 from perf.load import LoadFigures
 from perf.machine import cores, machine
 from perf.served_work import ServedWork, models_of, served_work
+from slides.decode import jpeg_decoder
 
 PROTOCOLS = ("http", "grpc")
 GRPC_LOADS = ("own", "perf_analyzer")
@@ -130,8 +131,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if by_analyzer:
         perf_analyzer()
     work = served_work(options.repository, options.classifier)
-    limit_work = served_work(
-        options.limit_repository or options.repository, options.limit_classifier or options.classifier
+    limit_work = dataclasses.replace(
+        served_work(
+            options.limit_repository or options.repository, options.limit_classifier or options.classifier
+        ),
+        decoder=options.limit_decoder,
     )
     tiles = work_tiles(options)
     with tempfile.TemporaryDirectory(prefix="clotline-bench-") as scratch:
@@ -162,6 +166,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "concurrency": options.concurrency,
         "model": work.network,
         "limit_model": limit_work.network,
+        "limit_decoder": limit_work.decoder,
+        "decoder": jpeg_decoder(),
         "layout": dataclasses.asdict(layout),
         "tiles": about_tiles(tiles),
         "rounds": options.rounds,

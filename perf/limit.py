@@ -1,7 +1,7 @@
 """python -m perf limit --repository runs/perf/resnet18
 
-LIMIT: what this machine can do with a classifier at all. The same decoding and resizing (`slides.decode.decode_tile`)
-and the same network file run in a bare loop, no server, no network, in several layouts of processes, threads and
+LIMIT: what this machine can do with a classifier at all. The same decoding and resizing (`slides.decode.decode_tile`; JPEG by
+libjpeg-turbo, unless --limit-decoder says otherwise) and the same network file run in a bare loop, no server, no network, in several layouts of processes, threads and
 tiles at a time. The layout with the most tiles a second is the limit of throughput; the one that answers a single tile
 soonest is the limit of latency.
 """
@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from perf.errors import PerfError, PerfInputError
 from perf.machine import cores, machine
-from perf.served_work import ServedWork, served_work
+from perf.served_work import DECODERS, ServedWork, served_work
 from perf.tiles import benchmark_tiles, tiles_in
+from slides.native import SWITCH_VARIABLE
 
 READY_S = 120.0
 
@@ -93,6 +94,7 @@ class Loop:
 
     Raises:
         PerfError: a process could not open the network, or ended.
+        PerfInputError: the decoder that LIMIT is to use is not there.
     """
 
     def __init__(self, work: ServedWork, layout: Layout, tile_files: Sequence[Path]) -> None:
@@ -105,6 +107,7 @@ class Loop:
                 stderr=subprocess.PIPE,
                 text=True,
                 cwd=Path(__file__).resolve().parent.parent,
+                env={**os.environ, SWITCH_VARIABLE: "on" if work.decoder == DECODERS[1] else "off"},
             )
             for _ in range(layout.processes)
         ]
@@ -131,6 +134,11 @@ class Loop:
             raise
         finally:
             watchdog.cancel()
+        if any(answer["decoder"] != work.decoder for answer in answers):
+            self.close()
+            raise PerfInputError(
+                f"{work.decoder} is not here to decode with: python -m slides.native compiles it."
+            )
         self.probabilities: list[list[float]] = answers[0]["probabilities"]
 
     def run(self, seconds: float) -> Sample:
@@ -248,6 +256,12 @@ def add_work_arguments(parser: argparse.ArgumentParser) -> None:
         help="side of the made-up ones (default %(default)s)",
     )
     parser.add_argument(
+        "--limit-decoder",
+        choices=DECODERS,
+        default=DECODERS[0],
+        help="what LIMIT decodes JPEG tiles with; the server takes slides.native where it was compiled (default %(default)s)",
+    )
+    parser.add_argument(
         "--seconds", type=float, default=4.0, metavar="S", help="of one run (default %(default)s)"
     )
 
@@ -276,7 +290,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """`limit`; raises PerfError."""
     if options.rounds < 1:
         raise PerfInputError(f"--rounds must be at least 1, not {options.rounds}.")
-    work = served_work(options.repository, options.classifier)
+    work = dataclasses.replace(
+        served_work(options.repository, options.classifier), decoder=options.limit_decoder
+    )
     tiles = work_tiles(options)
     count = cores()
     layouts = list(dict.fromkeys([*throughput_layouts(count), *latency_layouts(count)]))
@@ -293,6 +309,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": work.path.parent.parent.name,
         "runtime": work.runtime,
+        "limit_decoder": work.decoder,
         "layout": dataclasses.asdict(fastest),
         "tiles_per_s": round(rows[fastest].tiles_per_s, 3),
         "limit_cpu_s_per_1000": round(rows[fastest].cpu_s_per_1000, 3),

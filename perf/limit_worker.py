@@ -1,6 +1,7 @@
 """One process of LIMIT: decode, resize, network, in a bare loop. `perf.limit` starts it and speaks to it in lines of JSON.
 
-First line in: the order (see `Order`). Out: {"ready": true, "probabilities": [[...] a tile]}. Then a line in, {"seconds": S},
+First line in: the order (see `Order`). Out: {"ready": true, "probabilities": [[...] a tile],
+"decoder": of JPEG tiles}. Then a line in, {"seconds": S},
 for every measurement; out: {"tiles", "seconds", "cpu_s", "calls_s": [...]}. End of file ends it.
 """
 
@@ -15,7 +16,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from slides.decode import decode_tile
+from slides.decode import decode_tile, jpeg_decoder
 
 
 class Order(TypedDict):
@@ -49,7 +50,8 @@ def main() -> None:
 
     alone = [network(decode_tile(tile, size_px)[np.newaxis])[0] for tile in tiles]
     answer(0)
-    _say({"ready": True, "probabilities": [[float(value) for value in row] for row in alone]})
+    probabilities = [[float(value) for value in row] for row in alone]
+    _say({"ready": True, "probabilities": probabilities, "decoder": jpeg_decoder()})
     number = order["first"]
     for line in sys.stdin:
         wanted_s = json.loads(line)["seconds"]

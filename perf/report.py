@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from perf.errors import PerfInputError
+from perf.served_work import DECODERS
 from perf.standard_work import STANDARD_WORK, Work
 from perf.whole_file import write_whole
 
@@ -138,7 +139,8 @@ def _measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
     command.add_arguments(parser)
     asked = ["--repository", repository_of(work.formats), "--limit-repository", repository_of(work.limit_formats),
              "--classifier", work.classifier, "--concurrency", ",".join(map(str, work.concurrency)),
-             "--rounds", str(options.rounds), "--seconds", str(options.seconds)]  # fmt: skip
+             "--rounds", str(options.rounds), "--seconds", str(options.seconds),
+             "--limit-decoder", work.limit_decoder]  # fmt: skip
     asked += ["--tiles", str(options.tiles)] if options.tiles else []
     answer = command.run(parser.parse_args(asked))
     if work.slides:  # in a table beside the protocols of `bench`
@@ -172,7 +174,7 @@ def _sentences(answer: Mapping[str, Any]) -> str:
         f"{tiles['count']} different tiles of {tiles['mean_bytes']:,} bytes on average. " if tiles else ""
     )
     return of_tiles + (
-        f"LIMIT ({answer['limit_model']}) {answer['limit_per_s']:g} tiles/s with {answer['limit_cpu_s_per_1000']:g} CPU s/1000 ({layout['processes']} "
+        f"LIMIT ({answer['limit_model']}, decoding with {answer.get('limit_decoder', DECODERS[0])}; the server with {answer.get('decoder', DECODERS[0])}) {answer['limit_per_s']:g} tiles/s with {answer['limit_cpu_s_per_1000']:g} CPU s/1000 ({layout['processes']} "
         f"processes x {layout['threads']} threads, {layout['batch']} at a time). Medians of {answer['rounds']} rounds; "
         f"{answer['answers_checked']} answers checked, the largest difference {answer['max_abs_diff']:.2g}. "
         f"{machine['cpu']}, {machine['cores']} cores, {machine['ram_gb']} GB; load average at the end {answer['load_average']:g}."

@@ -11,6 +11,9 @@ from perf.errors import PerfInputError
 
 RUNTIMES = ("onnxruntime", "openvino")
 """Backends whose networks LIMIT can run."""
+DECODERS = ("libjpeg-turbo", "slides.native")
+"""What LIMIT can decode plain JPEG tiles with (`slides.decode.jpeg_decoder`): the library that everyone has, or what the server uses
+where it was compiled. The pixels are the same."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class ServedWork:
         input: name of its input, UINT8 [N, S, S, 3].
         probabilities: name of its output with the probabilities.
         input_size_px: S.
+        decoder: of plain JPEG tiles in LIMIT, one of DECODERS.
     """
 
     classifier: str
@@ -34,6 +38,7 @@ class ServedWork:
     input: str
     probabilities: str
     input_size_px: int
+    decoder: str = "libjpeg-turbo"
 
 
 def served_work(repository: Path, classifier: str = "tile_classifier") -> ServedWork:

@@ -38,6 +38,7 @@ from perf.limit import (
 )
 from perf.machine import cores, machine
 from perf.served_work import RUNTIMES, ServedWork, config_of, models_of
+from slides.decode import jpeg_decoder
 
 BAGS = 8
 TOLERANCE = 1e-4
@@ -66,7 +67,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.rounds < 1 or options.tiles_a_slide < 1:
         raise PerfInputError("--rounds and --tiles-a-slide must be at least 1.")
     limit_repository = models_of(options.limit_repository or options.repository)
-    work = _encoder_of(limit_repository, options.classifier)
+    work = dataclasses.replace(
+        _encoder_of(limit_repository, options.classifier), decoder=options.limit_decoder
+    )
     tiles = work_tiles(options)
     requests = slide_requests(options.classifier, tiles, options.tiles_a_slide)
     limits: list[Sample] = []
@@ -101,6 +104,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         },
         "tiles_a_slide": options.tiles_a_slide,
         "limit_model": work.network,
+        "limit_decoder": work.decoder,
+        "decoder": jpeg_decoder(),
         "layout": dataclasses.asdict(layout),
         "tiles": about_tiles(tiles),
         "rounds": options.rounds,

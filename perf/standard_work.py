@@ -1,7 +1,8 @@
 """The standard work: what is measured on every machine, and how good it has to be. All bars of speed stand here.
 
-LIMIT is always a bare loop of ONNX Runtime, on the ONNX file of the same network and precision (of FP32 for bar 3). Served is the
-format that serves fastest on a CPU, which is OpenVINO's."""
+LIMIT is always a bare loop of libjpeg-turbo and ONNX Runtime, on the ONNX file of the same network and precision (of FP32 for bar
+3). Served is the format that serves fastest on a CPU, which is OpenVINO's, and JPEG tiles are decoded by `slides.native`: `1s` is bar
+1 against a loop that decodes so too, and tells what the server itself costs."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from perf.served_work import DECODERS
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Work:
         classifier: the one measured.
         limit_formats: of the repository whose network LIMIT runs.
         concurrency: requests in flight, of which every number is measured.
+        limit_decoder: what LIMIT decodes JPEG tiles with.
         slides: whole slides are asked of slide_classifier (`perf slides`), not tiles (`perf bench`).
         bars: what it has to reach.
     """
@@ -49,6 +53,7 @@ class Work:
     limit_formats: tuple[str, ...]
     classifier: str = "tile_classifier"
     concurrency: tuple[int, ...] = (8,)
+    limit_decoder: str = DECODERS[0]
     slides: bool = False
     bars: tuple[Bar, ...] = field(default_factory=tuple)
 
@@ -66,6 +71,15 @@ STANDARD_WORK = (
             Bar("p95_to_mean", "<=", 1.25),
             Bar("cpu_ratio", "<=", 1.05),
         ),
+    ),
+    Work(
+        bar="1s",
+        name="resnet18-same-decoder",
+        title="The same, against a bare loop that decodes as the server does",
+        architecture="resnet18",
+        formats=("openvino",),
+        limit_formats=("onnx",),
+        limit_decoder=DECODERS[1],
     ),
     Work(
         bar="2",

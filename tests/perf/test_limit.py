@@ -23,7 +23,8 @@ from perf.limit import (
     throughput_layouts,
     write_tiles,
 )
-from perf.served_work import ServedWork, served_work
+from perf.served_work import DECODERS, ServedWork, served_work
+from slides import native
 from slides.decode import decode_tile
 
 
@@ -88,6 +89,17 @@ def test_the_loop_answers_as_the_network_does_and_counts_tiles(
     per_call = 1000 * layout.processes * layout.batch / sample.mean_call_ms
     assert sample.tiles_per_s == pytest.approx(per_call, rel=0.5)
     assert 0 < sample.cpu_s_per_1000 < 1000
+
+
+def test_limit_decodes_with_what_it_is_told_to(work: ServedWork, tiles: list[bytes], tmp_path: Path) -> None:
+    files = write_tiles(str(tmp_path), tiles)
+    answers = []
+    for decoder in DECODERS if native.load() else DECODERS[:1]:
+        with Loop(dataclasses.replace(work, decoder=decoder), Layout(1, 1), files) as loop:
+            answers.append(loop.probabilities)
+    assert all(answer == answers[0] for answer in answers), "the pixels are the same"
+    with pytest.raises(PerfInputError, match=r"slides\.native"):
+        Loop(dataclasses.replace(work, decoder="another"), Layout(1, 1), files)
 
 
 def test_a_network_that_cannot_be_opened_is_told_with_the_runtimes_words(

@@ -15,6 +15,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from slides import decode as decoding
 from slides.decode import MAX_TILE_BYTES, MIN_TILE_SIDE_PX, decode_tile, encode_tile
 from slides.errors import TileDecodeError
 
@@ -296,8 +297,9 @@ def test_whatever_the_bytes_are_only_our_error_comes_out() -> None:
     assert refused > 50
 
 
-def test_the_header_costs_little_beside_the_decoder() -> None:
-    """The fast path is simplejpeg and cv2 plus microseconds."""
+def test_the_header_costs_little_beside_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `slides.native` it is simplejpeg and cv2 plus microseconds."""
+    monkeypatch.setattr(decoding, "_native_decode", None)
     data = encode_tile(picture(256, 256), 90)
 
     def bare() -> NDArray[np.uint8]:
