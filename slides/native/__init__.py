@@ -61,12 +61,12 @@ def load() -> Decode | None:
         return None
     try:
         return None if why_not() else load_from(library_path())
-    except OSError:
+    except (OSError, AttributeError):  # no library, or one of something else
         return None
 
 
 def load_from(path: Path) -> Decode | None:
-    """The decoder of a library, None for one of another source; raises OSError if it is none."""
+    """The decoder of a library, None for one of another source; raises OSError if it is none, AttributeError if of something else."""
     library = ctypes.CDLL(str(path))
     library.clotline_tile_jpeg_source.restype = ctypes.c_char_p
     if library.clotline_tile_jpeg_source() != source_sha256().encode():

@@ -6,6 +6,8 @@
  * decides. It is faster because codes are read from 64 bits at a time, with one look into a table for code, sign and size, and because
  * the blocks before are transformed while the processor waits for the next codes.
  *
+ * This software is based in part on the work of the Independent JPEG Group, whose arithmetic it repeats.
+ *
  * The bytes are not to be trusted. Every index is bounded by construction: table indices by their number of bits, places in a block by
  * ZIGZAG's 64 + 16 entries, reading by a tail of zeros that is longer than all that two MCUs can take, with a look at the end after
  * each two. Compile with -fwrapv: what damaged files make of numbers wraps around, as it does in libjpeg-turbo.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _ctypes
 import io
 import os
 import subprocess
@@ -267,7 +268,7 @@ def test_a_library_of_another_source_is_not_used(tmp_path: Path, monkeypatch: py
     assert native.load_from(path) is None
     broken = tmp_path / "broken.so"
     monkeypatch.setattr(native, "library_path", lambda: broken)
-    for content in (b"", b"no library"):
+    for content in (b"", b"no library", Path(_ctypes.__file__).read_bytes()):
         broken.write_bytes(content)
         assert native.load() is None
 
