@@ -238,45 +238,68 @@ class SlideClient:
     def _ask(
         self,
         cut: Callable[[ModelCard], Iterable[bytes]],
-        send: Callable[[Iterable[bytes], ModelCard, str], T],
+        send: Callable[[Iterable[bytes], ModelCard, str], tuple[ModelCard, T]],
         subject: str,
     ) -> tuple[ModelCard, T]:
-        """Send the tiles that `cut` makes for the model.
+        """Send the tiles that `cut` makes for the model; the card of the version that answered, and its answer.
 
-        When another version answers, or refuses, than the one they were made for, a release took place, or two of them
-        answer: take its specification, which is asked for unless it answered before, cut and send anew.
+        When another version answers than the one they were made for, a release took place, or two of them answer. One that
+        wants such tiles, too, has answered well. Otherwise, or where it refuses, or two versions answered for one slide:
+        take its specification, cut and send anew.
         """
         card = self._first_card(subject)
         answered = card.version
         for _ in range(TRIES):
-            if answered != card.version:
-                card = self._keep(self._cards.get(answered) or self._ask_card(subject))
             tiles = cut(card)
             try:
-                return card, send(tiles, card, subject)
+                by, answer = send(tiles, card, subject)
+                return self._keep(by), answer
             except _VersionChanged as change:
-                answered = str(change)
+                card, answered = self._keep(change.card or self._ask_card(subject)), change.version
             except RequestRefused:
                 # Perhaps by a release with other limits than that which the tiles were made for.
                 asked = self._ask_card(subject)
                 if asked.version == card.version:
                     raise
-                answered = self._keep(asked).version
+                card, answered = self._keep(asked), asked.version
             finally:
                 # Not left to the garbage collector: it would come after the slide is closed, which the
                 # threads that cut tiles still read.
                 if isinstance(tiles, Generator):
                     tiles.close()
         raise ModelMismatch(
-            f"{self.address}, model {self.model!r}: version {card.version} was asked, {answered} answered, "
-            f"{TRIES} times; releases take place right now, try again later"
+            f"{self.address}, model {self.model!r}: other versions answered than were asked, {TRIES} times, at last {answered}; "
+            "releases take place right now, try again later"
         )
 
-    def _send_any(self, tiles: Iterable[bytes], card: ModelCard, subject: str) -> TileAnswers | BagAnswer:
+    def _answered_by(
+        self, transport: Transport, version: str, card: ModelCard, timeout_s: float, subject: str
+    ) -> ModelCard:
+        """The card of the version that answered tiles made for `card`, asked over the connection that it answered.
+
+        Raises:
+            _VersionChanged: it wants other tiles.
+        """
+        if version == card.version:
+            return card
+        by = self._cards.get(version)
+        if by is None:
+            try:
+                config = transport.model_config(self.model, version, timeout_s, subject=subject)
+            except (ModelNotReady, RequestRefused):  # it has gone, or another server was asked
+                raise _VersionChanged(version) from None
+            by = read_model_card(self.model, version, config)
+        if (by.spec, by.bag) != (card.spec, card.bag):
+            raise _VersionChanged(version, by)
+        return by
+
+    def _send_any(
+        self, tiles: Iterable[bytes], card: ModelCard, subject: str
+    ) -> tuple[ModelCard, TileAnswers | BagAnswer]:
         send = self._send if card.bag is None else self._send_bag
         return send(tiles, card, subject)
 
-    def _send_bag(self, tiles: Iterable[bytes], card: ModelCard, subject: str) -> BagAnswer:
+    def _send_bag(self, tiles: Iterable[bytes], card: ModelCard, subject: str) -> tuple[ModelCard, BagAnswer]:
         """All tiles in one request, which has one answer."""
         source = f"{self.address}, model {self.model!r}"
         if card.bag is None:
@@ -292,50 +315,55 @@ class SlideClient:
                 f"{card.bag.max_tiles} tiles and at most {most_bytes} bytes{hint}"
             )
 
-        def infer(transport: Transport, timeout_s: float) -> BagAnswer:
+        def infer(transport: Transport, timeout_s: float) -> tuple[ModelCard, BagAnswer]:
             raw = transport.infer(self.model, bag, timeout_s, BAGS, subject=subject)
-            if raw.version != card.version:
-                raise _VersionChanged(raw.version)
-            classes = len(card.spec.class_names)
-            return check_bag_answer(raw.outputs, tile_count=len(bag), class_count=classes, source=source)
+            by = self._answered_by(transport, raw.version, card, timeout_s, subject)
+            classes = len(by.spec.class_names)
+            return by, check_bag_answer(raw.outputs, tile_count=len(bag), class_count=classes, source=source)
 
         return self._connections.submit(infer).result()
 
-    def _send(self, tiles: Iterable[bytes], card: ModelCard, subject: str) -> TileAnswers:
+    def _send(self, tiles: Iterable[bytes], card: ModelCard, subject: str) -> tuple[ModelCard, TileAnswers]:
         source = f"{self.address}, model {self.model!r}"
         if card.bag is not None:
             raise ModelMismatch(
                 f"{source} answers for whole slides; single tiles are classified by tile_classifier"
             )
         size = min(self._batch or card.max_batch, card.max_batch)
-        waiting: collections.deque[Future[TileAnswers]] = collections.deque()
-        parts = [empty_answers(len(card.spec.class_names))]
+        waiting: collections.deque[Future[tuple[ModelCard, TileAnswers]]] = collections.deque()
+        found: list[tuple[ModelCard, TileAnswers]] = []
 
-        def infer(first: int, batch: list[bytes], transport: Transport, timeout_s: float) -> TileAnswers:
+        def infer(
+            first: int, batch: list[bytes], transport: Transport, timeout_s: float
+        ) -> tuple[ModelCard, TileAnswers]:
             try:
                 raw = transport.infer(self.model, batch, timeout_s, subject=subject)
             except RequestRefused as error:  # the server counts within the request, the caller over all tiles
                 among = f"{error} (the request held tiles {first} to {first + len(batch) - 1})"
                 raise RequestRefused(among, status=error.status) from error
-            if raw.version != card.version:
-                raise _VersionChanged(raw.version)
-            return check_answers(
-                raw.outputs, tile_count=len(batch), class_count=len(card.spec.class_names), source=source
+            by = self._answered_by(transport, raw.version, card, timeout_s, subject)
+            return by, check_answers(
+                raw.outputs, tile_count=len(batch), class_count=len(by.spec.class_names), source=source
             )
 
         sent = 0
         try:
             for batch in batches(tiles, size, MAX_REQUEST_BYTES):
                 if len(waiting) > self._concurrency:  # one more than can be under way: memory stays bounded
-                    parts.append(waiting.popleft().result())
+                    found.append(waiting.popleft().result())
                 waiting.append(self._connections.submit(functools.partial(infer, sent, batch)))
                 sent += len(batch)
             while waiting:
-                parts.append(waiting.popleft().result())
+                found.append(waiting.popleft().result())
         finally:
             for future in waiting:
                 future.cancel()
-        return join_answers(parts)
+        if len({by.version for by, _ in found}) > 1:  # never one slide by two releases
+            raise _VersionChanged(found[-1][0].version, found[-1][0])
+        parts = [answers for _, answers in found]
+        return found[-1][0] if found else card, join_answers(
+            [empty_answers(len(card.spec.class_names)), *parts]
+        )
 
     def _ask_card(self, subject: str = "") -> ModelCard:
         def ask(model: str, transport: Transport, timeout_s: float) -> ModelCard:
@@ -377,4 +405,8 @@ def batches(tiles: Iterable[bytes], size: int, max_bytes: int) -> Iterator[list[
 
 
 class _VersionChanged(Exception):
-    """Another version answered than the one whose specification is known."""
+    """Another version answered than the one whose specification is known: `card` is its, None where it was not told."""
+
+    def __init__(self, version: str, card: ModelCard | None = None) -> None:
+        super().__init__(version)
+        self.version, self.card = version, card
