@@ -248,27 +248,26 @@ class SlideClient:
         take its specification, cut and send anew.
         """
         card = self._first_card(subject)
-        answered = card.version
         for _ in range(TRIES):
             tiles = cut(card)
             try:
                 by, answer = send(tiles, card, subject)
                 return self._keep(by), answer
             except _VersionChanged as change:
-                card, answered = self._keep(change.card or self._ask_card(subject)), change.version
+                card = self._keep(change.card or self._ask_card(subject))
             except RequestRefused:
                 # Perhaps by a release with other limits than that which the tiles were made for.
                 asked = self._ask_card(subject)
                 if asked.version == card.version:
                     raise
-                card, answered = self._keep(asked), asked.version
+                card = self._keep(asked)
             finally:
                 # Not left to the garbage collector: it would come after the slide is closed, which the
                 # threads that cut tiles still read.
                 if isinstance(tiles, Generator):
                     tiles.close()
         raise ModelMismatch(
-            f"{self.address}, model {self.model!r}: other versions answered than were asked, {TRIES} times, at last {answered}; "
+            f"{self.address}, model {self.model!r}: other versions answered than were asked, {TRIES} times, at last {card.version}; "
             "releases take place right now, try again later"
         )
 
@@ -287,10 +286,10 @@ class SlideClient:
             try:
                 config = transport.model_config(self.model, version, timeout_s, subject=subject)
             except (ModelNotReady, RequestRefused):  # it has gone, or another server was asked
-                raise _VersionChanged(version) from None
+                raise _VersionChanged from None
             by = read_model_card(self.model, version, config)
         if (by.spec, by.bag) != (card.spec, card.bag):
-            raise _VersionChanged(version, by)
+            raise _VersionChanged(by)
         return by
 
     def _send_any(
@@ -359,7 +358,7 @@ class SlideClient:
             for future in waiting:
                 future.cancel()
         if len({by.version for by, _ in found}) > 1:  # never one slide by two releases
-            raise _VersionChanged(found[-1][0].version, found[-1][0])
+            raise _VersionChanged(found[-1][0])
         parts = [answers for _, answers in found]
         return found[-1][0] if found else card, join_answers(
             [empty_answers(len(card.spec.class_names)), *parts]
@@ -407,6 +406,6 @@ def batches(tiles: Iterable[bytes], size: int, max_bytes: int) -> Iterator[list[
 class _VersionChanged(Exception):
     """Another version answered than the one whose specification is known: `card` is its, None where it was not told."""
 
-    def __init__(self, version: str, card: ModelCard | None = None) -> None:
-        super().__init__(version)
-        self.version, self.card = version, card
+    def __init__(self, card: ModelCard | None = None) -> None:
+        super().__init__()
+        self.card = card

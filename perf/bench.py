@@ -131,11 +131,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if by_analyzer:
         perf_analyzer()
     work = served_work(options.repository, options.classifier)
-    limit_work = dataclasses.replace(
-        served_work(
-            options.limit_repository or options.repository, options.limit_classifier or options.classifier
-        ),
-        decoder=options.limit_decoder,
+    limit_work = served_work(
+        options.limit_repository or options.repository,
+        options.limit_classifier or options.classifier,
+        options.limit_decoder,
     )
     tiles = work_tiles(options)
     with tempfile.TemporaryDirectory(prefix="clotline-bench-") as scratch:

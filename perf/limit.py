@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 from perf.errors import PerfError, PerfInputError
 from perf.machine import cores, machine
-from perf.served_work import DECODERS, ServedWork, served_work
+from perf.served_work import ServedWork, served_work
 from perf.tiles import benchmark_tiles, tiles_in
-from slides.native import SWITCH_VARIABLE
+from slides.native import DECODERS, SWITCH_VARIABLE
 
 READY_S = 120.0
 
@@ -290,9 +290,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """`limit`; raises PerfError."""
     if options.rounds < 1:
         raise PerfInputError(f"--rounds must be at least 1, not {options.rounds}.")
-    work = dataclasses.replace(
-        served_work(options.repository, options.classifier), decoder=options.limit_decoder
-    )
+    work = served_work(options.repository, options.classifier, options.limit_decoder)
     tiles = work_tiles(options)
     count = cores()
     layouts = list(dict.fromkeys([*throughput_layouts(count), *latency_layouts(count)]))

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from perf.errors import PerfInputError
-from perf.served_work import DECODERS
 from perf.standard_work import STANDARD_WORK, Work
 from perf.whole_file import write_whole
+from slides.native import DECODERS
 
 _FIGURES = {
     "ratio_to_limit": "x LIMIT",

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from perf.errors import PerfInputError
+from slides.native import DECODERS
 
 RUNTIMES = ("onnxruntime", "openvino")
 """Backends whose networks LIMIT can run."""
-DECODERS = ("libjpeg-turbo", "slides.native")
-"""What LIMIT can decode plain JPEG tiles with (`slides.decode.jpeg_decoder`): the library that everyone has, or what the server uses
-where it was compiled. The pixels are the same."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,8 @@ class ServedWork:
         input: name of its input, UINT8 [N, S, S, 3].
         probabilities: name of its output with the probabilities.
         input_size_px: S.
-        decoder: of plain JPEG tiles in LIMIT, one of DECODERS.
+        decoder: of plain JPEG tiles in LIMIT, one of DECODERS: the library that everyone has, or what the server uses where it was
+            compiled.
     """
 
     classifier: str
@@ -38,10 +37,12 @@ class ServedWork:
     input: str
     probabilities: str
     input_size_px: int
-    decoder: str = "libjpeg-turbo"
+    decoder: str = DECODERS[0]
 
 
-def served_work(repository: Path, classifier: str = "tile_classifier") -> ServedWork:
+def served_work(
+    repository: Path, classifier: str = "tile_classifier", decoder: str = DECODERS[0]
+) -> ServedWork:
     """Read what `classifier` of a model repository does; a Release's directory is taken for its `models`.
 
     Raises:
@@ -74,6 +75,7 @@ def served_work(repository: Path, classifier: str = "tile_classifier") -> Served
         input=network.input[0].name,
         probabilities=theirs["probabilities"],
         input_size_px=int(network.input[0].dims[0]),
+        decoder=decoder,
     )
 
 

@@ -67,9 +67,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.rounds < 1 or options.tiles_a_slide < 1:
         raise PerfInputError("--rounds and --tiles-a-slide must be at least 1.")
     limit_repository = models_of(options.limit_repository or options.repository)
-    work = dataclasses.replace(
-        _encoder_of(limit_repository, options.classifier), decoder=options.limit_decoder
-    )
+    work = _encoder_of(limit_repository, options.classifier, options.limit_decoder)
     tiles = work_tiles(options)
     requests = slide_requests(options.classifier, tiles, options.tiles_a_slide)
     limits: list[Sample] = []
@@ -186,7 +184,7 @@ def _check(answers: Sequence[tuple[int, bytes]]) -> float:
     return largest
 
 
-def _encoder_of(repository: Path, classifier: str) -> ServedWork:
+def _encoder_of(repository: Path, classifier: str, decoder: str) -> ServedWork:
     """What the bare loop has to do: preprocessing and the (first) encoder behind a slide classifier."""
     parameters = config_of(repository, classifier).parameters
     if "embedder_model" not in parameters:
@@ -209,6 +207,7 @@ def _encoder_of(repository: Path, classifier: str) -> ServedWork:
         input=encoder.input[0].name,
         probabilities=encoder.output[0].name,
         input_size_px=int(encoder.input[0].dims[0]),
+        decoder=decoder,
     )
 
 

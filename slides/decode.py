@@ -117,8 +117,8 @@ def decode_tile(
 
 
 def jpeg_decoder() -> str:
-    """What decodes plain JPEG tiles in this process: `slides.native` or `libjpeg-turbo`; the pixels are the same."""
-    return "slides.native" if _native_decode else "libjpeg-turbo"
+    """What decodes plain JPEG tiles in this process, one of `slides.native.DECODERS`; the pixels are the same."""
+    return native.DECODERS[_native_decode is not None]
 
 
 def encode_tile(tile_HWC: NDArray[np.uint8], quality: int) -> bytes:

@@ -7,7 +7,6 @@ small Python model, as the last step of each ensemble over that network; what a 
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -19,6 +18,7 @@ from serving.errors import ServerNotFound
 from serving.releases.errors import BadRelease
 from serving.tritonserver import TritonServer, counting_backends, find_tritonserver, python_based_backends
 from slides.model_metrics import ANSWERS_FOR
+from slides.switches import is_off
 
 COUNTER = Path(__file__).resolve().parent / "prediction_counter"
 SUFFIX = "_counter"
@@ -27,7 +27,7 @@ SWITCH_VARIABLE = "CLOTLINE_PREDICTION_COUNTER"
 
 def is_wanted() -> bool:
     """False where the environment says `CLOTLINE_PREDICTION_COUNTER=off`: no step is added, predictions are not counted."""
-    return os.environ.get(SWITCH_VARIABLE, "").lower() not in ("off", "0", "no", "false")
+    return not is_off(SWITCH_VARIABLE)
 
 
 def backends_to_come(server: TritonServer | None) -> set[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import platform
 import sys
 from collections.abc import Callable
@@ -18,9 +17,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from slides.switches import is_off
+
 HERE = Path(__file__).resolve().parent
 SOURCES = ("tile_jpeg.c", "codes.h", "samples.h")
 SWITCH_VARIABLE = "CLOTLINE_NATIVE_JPEG"
+DECODERS = ("libjpeg-turbo", "slides.native")
+"""What decodes plain JPEG tiles: without the compiled library, and with it."""
 # Machine -> (zig's name for it, its processor, what the kernel must say of it). x86-64-v3 is any of the last ten years: Haswell, Zen.
 TARGETS = {
     "x86_64": ("x86_64-linux-gnu.2.28", "x86_64_v3", {"avx2", "bmi1", "bmi2", "fma", "f16c", "abm", "movbe"}),
@@ -57,7 +60,7 @@ def load() -> Decode | None:
     factor), ceil(width / factor), 3], RGB: to the bit what libjpeg-turbo decodes with its accurate integer DCT; or None for a file that
     it does not decode, which may be a good one. It may be called from several threads.
     """
-    if os.environ.get(SWITCH_VARIABLE, "").lower() in ("off", "0", "no", "false"):
+    if is_off(SWITCH_VARIABLE):
         return None
     try:
         return None if why_not() else load_from(library_path())

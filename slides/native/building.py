@@ -33,33 +33,27 @@ def build() -> Path:
         raise NativeBuildError(f"{reason}.")
     target, processor, _ = TARGETS[platform.machine()]
     path = library_path()
-    with tempfile.TemporaryDirectory(prefix="clotline-native-") as directory:
-        made = Path(directory) / path.name
-        command = [sys.executable, "-m", "ziglang", "cc", *OPTIONS, "-target", target, f"-mcpu={processor}"]
-        command += [f'-DSOURCE="{source_sha256()}"', "-o", str(made), str(HERE / "tile_jpeg.c")]
-        cache = {f"ZIG_{which}_CACHE_DIR": directory for which in ("GLOBAL", "LOCAL")}
-        done = subprocess.run(command, env={**os.environ, **cache}, capture_output=True, text=True)
+    made = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    command = [sys.executable, "-m", "ziglang", "cc", *OPTIONS, "-target", target, f"-mcpu={processor}"]
+    command += [f'-DSOURCE="{source_sha256()}"', "-o", str(made), str(HERE / "tile_jpeg.c")]
+    try:
+        with tempfile.TemporaryDirectory(prefix="clotline-native-") as directory:
+            cache = {f"ZIG_{which}_CACHE_DIR": directory for which in ("GLOBAL", "LOCAL")}
+            done = subprocess.run(command, env={**os.environ, **cache}, capture_output=True, text=True)
         if done.returncode:
-            hint = (
-                "pip install ziglang"
-                if "No module named" in done.stderr
-                else "the compiler's last words are above"
-            )
+            hint = "the compiler's last words are above"
+            hint = "pip install ziglang" if "No module named" in done.stderr else hint
             raise NativeBuildError(f"{done.stderr.strip()[-2000:]}\nThe fast path was not compiled ({hint}).")
         decode = load_from(made)
         if decode is None or not agrees(decode):
             raise NativeBuildError(
                 "the compiled fast path gives other pixels than libjpeg-turbo; it is not used."
             )
-        aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            aside.write_bytes(made.read_bytes())
-            aside.chmod(0o755)
-            aside.replace(path)
-        except OSError as error:
-            raise NativeBuildError(f"{path} cannot be written: {error.strerror}.") from error
-        finally:
-            aside.unlink(missing_ok=True)
+        made.replace(path)
+    except OSError as error:
+        raise NativeBuildError(f"{path} cannot be made: {error}.") from error
+    finally:
+        made.unlink(missing_ok=True)
     return path
 
 

@@ -24,6 +24,8 @@ static inline lanes limited(lanes x, int32_t least, int32_t most) {
     return __builtin_elementwise_min(__builtin_elementwise_max(x, low), high);
 }
 
+static inline uint8_t clamped(int32_t x) { return (uint8_t)(x < 0 ? 0 : x > 255 ? 255 : x); }
+
 static inline lanes sample(lanes x) { return limited(x + 128, 0, 255); }
 
 /* As libjpeg-turbo's vector code, which keeps 16 bits between the passes. */
@@ -120,17 +122,13 @@ static void idct2(const int16_t *block, uint8_t *out, int stride) {
         lanes w = i ? bottom : top;
         int32_t odd = w[7] * -FIX(0.720959822) + w[5] * FIX(0.850430095) + w[3] * -FIX(1.272758580) + w[1] * FIX(3.624509785);
         int32_t even = w[0] * (1 << 15);
-        for (int j = 0; j < 2; j++) {
-            int32_t x = ((j ? even - odd : even + odd) + (1 << 19)) >> 20;
-            x += 128;
-            out[(size_t)i * stride + j] = (uint8_t)(x < 0 ? 0 : x > 255 ? 255 : x);
-        }
+        out[(size_t)i * stride] = clamped(((even + odd + (1 << 19)) >> 20) + 128);
+        out[(size_t)i * stride + 1] = clamped(((even - odd + (1 << 19)) >> 20) + 128);
     }
 }
 
 static void flat(int32_t dc, int side, uint8_t *out, int stride) {
-    int32_t x = ((dc + 4) >> 3) + 128;
-    for (int i = 0; i < side; i++) memset(out + (size_t)i * stride, x < 0 ? 0 : x > 255 ? 255 : x, (size_t)side);
+    for (int i = 0; i < side; i++) memset(out + (size_t)i * stride, clamped(((dc + 4) >> 3) + 128), (size_t)side);
 }
 
 /* Blocks beside one another, to samples; `last` as of read_block. They are zeros afterwards. */
@@ -144,8 +142,6 @@ static inline void put_pair(int16_t (*block)[64], const int *last, int side, uin
                 flat(block[i][0], side, at, stride);
             else if (side == 8)
                 idct8(block[i], at, stride);
-            else if (side == 4)
-                flat(block[i][0], side, at, stride);
             else
                 idct2(block[i], at, stride);
         }
@@ -161,12 +157,9 @@ static void to_rgb(const uint8_t *restrict y, const uint8_t *restrict cb, const 
                    int width) {
     for (int x = 0; x < width; x++) {
         int32_t luma = y[x], blue = cb[x] - 128, red = cr[x] - 128;
-        int32_t r = luma + ((91881 * red + 32768) >> 16);
-        int32_t g = luma + ((-22554 * blue - 46802 * red + 32768) >> 16);
-        int32_t b = luma + ((116130 * blue + 32768) >> 16);
-        rgb[3 * x] = (uint8_t)(r < 0 ? 0 : r > 255 ? 255 : r);
-        rgb[3 * x + 1] = (uint8_t)(g < 0 ? 0 : g > 255 ? 255 : g);
-        rgb[3 * x + 2] = (uint8_t)(b < 0 ? 0 : b > 255 ? 255 : b);
+        rgb[3 * x] = clamped(luma + ((91881 * red + 32768) >> 16));
+        rgb[3 * x + 1] = clamped(luma + ((-22554 * blue - 46802 * red + 32768) >> 16));
+        rgb[3 * x + 2] = clamped(luma + ((116130 * blue + 32768) >> 16));
     }
 }
 

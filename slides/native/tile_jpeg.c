@@ -206,7 +206,7 @@ static int decode_scan(image *im, const uint8_t *scan, ptrdiff_t scan_bytes, int
 #ifndef SOURCE
 #define SOURCE ""
 #endif
-/* SHA-256 of this file, as told by whoever compiled it: a library of another source is not used. */
+/* SHA-256 of the source, as told by whoever compiled it: a library of another source is not used. */
 const char *clotline_tile_jpeg_source(void) { return SOURCE; }
 
 /* Decode a whole file.

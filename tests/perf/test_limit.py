@@ -23,7 +23,7 @@ from perf.limit import (
     throughput_layouts,
     write_tiles,
 )
-from perf.served_work import DECODERS, ServedWork, served_work
+from perf.served_work import ServedWork, served_work
 from slides import native
 from slides.decode import decode_tile
 
@@ -94,7 +94,7 @@ def test_the_loop_answers_as_the_network_does_and_counts_tiles(
 def test_limit_decodes_with_what_it_is_told_to(work: ServedWork, tiles: list[bytes], tmp_path: Path) -> None:
     files = write_tiles(str(tmp_path), tiles)
     answers = []
-    for decoder in DECODERS if native.load() else DECODERS[:1]:
+    for decoder in native.DECODERS if native.load() else native.DECODERS[:1]:
         with Loop(dataclasses.replace(work, decoder=decoder), Layout(1, 1), files) as loop:
             answers.append(loop.probabilities)
     assert all(answer == answers[0] for answer in answers), "the pixels are the same"

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ BIASES = {"a": -1.0, "b": 1.0, "c": -2.0}
 PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
 Labels = frozenset[tuple[str, str]]
 PREDICTIONS = "clotline_predictions_total"
+OUTPUTS = ("probabilities", "confidence", "label_index")
 
 
 def make_counted(directory: Path, bias: float) -> Path:
@@ -109,11 +111,11 @@ class Server:
     def predictions(self) -> dict[str, float]:
         return {name: self.value(PREDICTIONS, model="tile_classifier", **{"class": name}) for name in CLASSES}
 
-    def ask_and_count(self, data: list[bytes], times: int) -> None:
+    def ask_and_count(self, data: list[bytes], times: int, **options: Any) -> None:
         """Ask, and wait until all of it is counted, and nothing else."""
         before = sum(self.predictions().values())
         for _ in range(times):
-            self.ask(data)
+            assert len(self.ask(data, **options)) == len(data)
         wait_until(lambda: sum(self.predictions().values()) >= before + times * len(data), 10)
         assert sum(self.predictions().values()) == before + times * len(data)
 
@@ -125,18 +127,23 @@ class Server:
         return scrape(self.addresses["health"] + "/metrics")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    top = tmp_path_factory.mktemp("counted")
-    releases = {name: make_counted(top / name, bias) for name, bias in BIASES.items()}
-    name = f"metrics-{os.getpid()}"
-    done = run_module("serving", "up", "--live", top / "live", "--release", releases["a"], "--name", name, *PORTS,
-                      "--detach")  # fmt: skip
+@contextmanager
+def counted_server(name: str, live: Path, releases: dict[str, Path], *words: str | Path) -> Iterator[Server]:
+    """`serving up` on a live directory, with `words` behind it."""
+    done = run_module("serving", "up", "--live", live, "--name", name, *PORTS, "--detach", *words)
     assert done.returncode == 0, done.stderr
     try:
         yield Server(name, json.loads(done.stdout.splitlines()[-1]), releases)
     finally:
         run_module("serving", "down", "--name", name)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    top = tmp_path_factory.mktemp("counted")
+    releases = {name: make_counted(top / name, bias) for name, bias in BIASES.items()}
+    with counted_server(f"metrics-{os.getpid()}", top / "live", releases, "--release", releases["a"]) as up:
+        yield up
 
 
 def test_every_series_is_there_before_the_first_request(server: Server) -> None:
@@ -215,12 +222,9 @@ def test_good_and_bad_tiles_of_all_instances_are_counted_exactly(server: Server)
     wait_until(counted_in_preprocessing, 20)
 
 
-@pytest.mark.parametrize("wanted", ["probabilities", "confidence", "label_index"])
+@pytest.mark.parametrize("wanted", OUTPUTS)
 def test_who_wants_one_output_only_is_counted_too(server: Server, wanted: str) -> None:
-    before = sum(server.predictions().values())
-    for _ in range(3):
-        server.ask(TILES, outputs=[triton.InferRequestedOutput(wanted)], read=wanted)
-    wait_until(lambda: sum(server.predictions().values()) == before + 3 * len(TILES), 15)
+    server.ask_and_count(TILES, 3, outputs=[triton.InferRequestedOutput(wanted)], read=wanted)
 
 
 def test_what_tiles_look_like_is_what_is_served(server: Server) -> None:

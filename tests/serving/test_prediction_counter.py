@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.http as triton
-from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from serving.benchmarks.tiny_release import answer, write_manifest
 from serving.instances import instances
 from serving.releases import counting
+from serving.releases.configs import CONFIG, read_config
 from serving.releases.errors import BadRelease
 from serving.releases.preparing import prepare
 from serving.releases.server import Server as Controlled
@@ -30,10 +30,18 @@ from slides.spec import ModelSpec
 from tests.conftest import run_module
 from tests.serving.conftest import wait_until
 from tests.serving.test_launcher import state_of
-from tests.serving.test_metrics import BIASES, CLASSES, INPUT_PX, PORTS, TILES, Server, make_counted
+from tests.serving.test_metrics import (
+    BIASES,
+    CLASSES,
+    INPUT_PX,
+    OUTPUTS,
+    TILES,
+    Server,
+    counted_server,
+    make_counted,
+)
 
 COUNTER = "tile_network_onnx_counter"
-OUTPUTS = ["probabilities", "confidence", "label_index"]
 
 
 def native(directory: Path) -> TritonServer:
@@ -44,7 +52,7 @@ def native(directory: Path) -> TritonServer:
 
 
 def config_of(directory: Path) -> model_config_pb2.ModelConfig:
-    return text_format.Parse((directory / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    return read_config(directory / CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +60,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     top = tmp_path_factory.mktemp("a counter")
     releases = {name: make_counted(top / name, BIASES[name]) for name in "ab"}
     prepare(top / "live", releases["a"], tritonserver=native(top / "native"))
-    name = f"counter-{os.getpid()}"
-    done = run_module("serving", "up", "--live", top / "live", "--name", name, *PORTS, "--detach")
-    assert done.returncode == 0, done.stderr
-    try:
-        yield Server(name, json.loads(done.stdout.splitlines()[-1]), releases)
-    finally:
-        run_module("serving", "down", "--name", name)
+    with counted_server(f"counter-{os.getpid()}", top / "live", releases) as up:
+        yield up
 
 
 def test_the_ensemble_ends_in_the_counter_and_the_network_counts_nothing(server: Server) -> None:
@@ -93,11 +96,7 @@ def test_every_answer_is_right_and_counted_once(server: Server) -> None:
 
 @pytest.mark.parametrize("wanted", OUTPUTS)
 def test_who_wants_one_output_is_counted_too(server: Server, wanted: str) -> None:
-    before = sum(server.predictions().values())
-    for _ in range(3):
-        got = server.ask(TILES, outputs=[triton.InferRequestedOutput(wanted)], read=wanted)
-        assert len(got) == len(TILES)
-    wait_until(lambda: sum(server.predictions().values()) == before + 3 * len(TILES), 15)
+    server.ask_and_count(TILES, 3, outputs=[triton.InferRequestedOutput(wanted)], read=wanted)
 
 
 def test_a_check_is_answered_and_not_counted(server: Server) -> None:

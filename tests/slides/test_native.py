@@ -7,8 +7,6 @@ import io
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,11 +21,12 @@ from slides import native
 from slides.decode import decode_tile, encode_tile, jpeg_decoder
 from slides.errors import TileDecodeError
 from slides.native import building
+from tests.slides.test_decode import ratio_in_turns
+from training.benchmarks.blood_cells import BCCD_DIR
 
 pytestmark = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
 FACTORS = (1, 2, 4, 8)
 SIZES_PX = ((64, 64), (8, 8), (1, 1), (33, 47), (80, 24), (129, 16))
-BCCD = Path(__file__).resolve().parents[3] / "shared" / "bccd"
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +90,9 @@ def test_the_extremes_of_noise(decode: native.Decode) -> None:
             assert_same(decode, data, factor)
 
 
-@pytest.mark.skipif(not BCCD.is_dir(), reason=f"{BCCD} is not there")
+@pytest.mark.skipif(not BCCD_DIR.is_dir(), reason="the BCCD photographs are not there")
 def test_photographs(decode: native.Decode) -> None:
-    photographs = sorted(BCCD.rglob("*.jpg"))[:40]
+    photographs = sorted(BCCD_DIR.rglob("*.jpg"))[:40]
     assert photographs
     taken = 0
     for path in photographs:
@@ -228,20 +227,10 @@ def test_a_damaged_tile_has_the_same_error_with_and_without_it(monkeypatch: pyte
 
 
 def test_it_is_faster_than_the_library(decode: native.Decode) -> None:
-    """In turns, the best of many: the machine is shared. Seen: 0.68."""
+    """Seen: 0.68."""
     data = encode_tile(picture(256, 256), 90)
-
-    def seconds(work: Callable[[], object]) -> float:
-        started_s = time.perf_counter()
-        work()
-        return time.perf_counter() - started_s
-
-    pairs = [
-        (seconds(lambda: decode(data, 256, 256, 2)), seconds(lambda: library(data, 256, 256, 2)))
-        for _ in range(300)
-    ]
-    ours_s, library_s = (min(column) for column in zip(*pairs, strict=True))
-    assert ours_s < 0.9 * library_s
+    ratio = ratio_in_turns(lambda: decode(data, 256, 256, 2), lambda: library(data, 256, 256, 2), times=300)
+    assert ratio < 0.9
 
 
 def loaded_with(**environment: str) -> str:
