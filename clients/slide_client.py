@@ -11,7 +11,7 @@ import collections
 import functools
 import hashlib
 import secrets
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +32,7 @@ from clients.answers import (
     read_model_card,
 )
 from clients.bags import BagAnswer, check_bag_answer
+from clients.batches import MAX_REQUEST_BYTES, batches
 from clients.connections import CLOSING_S, Connections, Patience
 from clients.errors import ModelMismatch, ModelNotReady, RequestRefused
 from clients.prediction import Prediction, bag_prediction, slide_prediction
@@ -41,9 +42,6 @@ from slides.reader import open_slide
 from slides.spec import ModelSpec
 from slides.tissue import TileRef, find_tiles, iter_tiles
 
-# Half of Triton's default limit for one HTTP request (64 MiB), so that no batch of large tiles is turned
-# away.
-MAX_REQUEST_BYTES = 32 * 1024 * 1024
 # A bag is not cut into several requests; this is Triton's limit for HTTP less room for the headers.
 MAX_HTTP_BAG_BYTES = 60 * 1024 * 1024
 AUTO = "auto"
@@ -387,20 +385,6 @@ class SlideClient:
 def subject_of(image_id: str) -> str:
     """What requests about a slide name as their subject: 16 hexadecimal digits of SHA-256, nothing readable."""
     return hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def batches(tiles: Iterable[bytes], size: int, max_bytes: int) -> Iterator[list[bytes]]:
-    """Tiles in lists of at most `size` tiles and `max_bytes` bytes; a tile beyond that travels alone."""
-    batch: list[bytes] = []
-    held_bytes = 0
-    for data in tiles:
-        if batch and (len(batch) == size or held_bytes + len(data) > max_bytes):
-            yield batch
-            batch, held_bytes = [], 0
-        batch.append(data)
-        held_bytes += len(data)
-    if batch:
-        yield batch
 
 
 class _VersionChanged(Exception):

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 from clients.answers import ModelCard
+from clients.batches import batches
 from clients.errors import ClosedError, ModelMismatch, ModelNotReady, RequestRefused, ServerUnreachable
 from clients.prediction import Prediction
-from clients.slide_client import KEPT_CARDS, SlideClient, batches, subject_of
+from clients.slide_client import KEPT_CARDS, SlideClient, subject_of
 from slides.decode import encode_tile
 from slides.errors import NoTissueError, SlideFileError
 from slides.reader import open_slide
