@@ -30,9 +30,10 @@ install: .venv/.installed .venv/.native .triton/installed.json ## set up .venv (
 	$(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# Without it tiles are decoded by libjpeg-turbo: the same pixels, a third slower.
-.venv/.native: .venv/.installed $(wildcard slides/native/*.c slides/native/*.h slides/native/*.py)
+# Without them tiles are decoded by libjpeg-turbo: the same pixels, a third slower; and bad JSON is answered 500, not 400.
+.venv/.native: .venv/.installed $(wildcard $(addprefix slides/native/*.,c h py) $(addprefix serving/native/*.,c py))
 	@$(PY) -m slides.native || true
+	$(PY) -m serving.native || true
 	touch $@
 
 .triton/installed.json: .venv/.installed serving/server-requirements.txt serving/embedded.py

@@ -3,11 +3,12 @@
 # TRITON_DIGEST, e.g. @sha256:..., pins the base: `docker buildx imagetools inspect nvcr.io/nvidia/tritonserver:26.07-py3`.
 ARG TRITON_TAG=26.07-py3
 ARG TRITON_DIGEST=
-# Of the image in which slides/native is compiled.
+# Of the image in which slides/native and serving/native are compiled.
 ARG PYTHON_TAG=3.11-slim-bookworm
 ARG PYTHON_DIGEST=@sha256:528257d48c1da0dcecc2e725d1ae34498d60c965f1241e39cd6a85a8859bdf84
 
-# The compiled fast path for JPEG tiles (slides/native); where it cannot be had, libjpeg-turbo gives the same pixels.
+# The compiled fast path for JPEG tiles (slides/native); where it cannot be had, libjpeg-turbo gives the same pixels. And what makes
+# bad JSON a client's error (serving/native); without it Triton answers 500.
 FROM python:${PYTHON_TAG}${PYTHON_DIGEST} AS native
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
@@ -15,7 +16,9 @@ COPY constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip install --constraint constraints.txt numpy simplejpeg ziglang
 COPY slides slides
-RUN python -m slides.native || true
+COPY serving/__init__.py serving/
+COPY serving/native serving/native
+RUN python -m slides.native || true; python -m serving.native || true
 
 FROM nvcr.io/nvidia/tritonserver:${TRITON_TAG}${TRITON_DIGEST}
 
@@ -40,6 +43,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 COPY --from=native /build/slides stubs/slides
 COPY serving launcher/serving
+COPY --from=native /build/serving/native launcher/serving/native
 COPY deploy launcher/deploy
 COPY docker/start_server.py launcher/start_server.py
 RUN install --directory --owner=1000 --group=1000 --mode=0700 /live /run/clotline

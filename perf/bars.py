@@ -99,7 +99,7 @@ MEASUREMENTS = (
         "serving.benchmarks bad-requests",
         _repository,
         ("--requests", "400", "--settle", "100", "--sample-s", "0.3"),
-        ("requests", "bad_wrong", "good_wrong", "parse_failures", "processes_changed", "memory_change"),
+        ("requests", "bad_wrong", "good_wrong", "processes_changed", "memory_change"),
     ),
     Measurement(
         "8",

@@ -8,9 +8,11 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving import native
 from serving.embedded import PYTHON_TAG, is_installed, library_directories, server_binary
 from serving.errors import ServerNotFound, UsageError
 from serving.processes import INSTANCE_VARIABLE, shared_memory_prefix
+from slides.switches import is_off
 
 PACKAGE = Path(__file__).resolve().parent
 PYTHON_BASED_BACKENDS = PACKAGE / "backends"
@@ -161,6 +163,8 @@ def environment(server: TritonServer, instance_id: str, proof_report: Path) -> d
         env["LD_LIBRARY_PATH"] = ":".join([*libraries, *filter(None, [env.get("LD_LIBRARY_PATH")])])
         env["PATH"] = f"{server.embedded_home / 'python' / 'bin'}:{env.get('PATH', '')}"
         env["PYTHONNOUSERSITE"] = "1"
+    if not is_off(native.SWITCH_VARIABLE):
+        env.update(native.preloaded(env))
     # For stubs of other versions; that of 2.51 does not heed it (see embedded.py).
     env["PYTHONDONTWRITEBYTECODE"] = "1"
     return env

@@ -48,7 +48,6 @@ class Question:
         message: the same over gRPC.
         outputs: names of the tensors that are compared.
         says: expression that the refusal has to match.
-        parsed_by_triton: Triton's own HTTP server answers 500, not 400, where it cannot parse the JSON.
     """
 
     kind: str
@@ -58,7 +57,6 @@ class Question:
     message: service_pb2.ModelInferRequest
     outputs: tuple[str, ...]
     says: str = "."
-    parsed_by_triton: bool = False
 
     @property
     def good(self) -> bool:
@@ -214,10 +212,8 @@ class TileQuestions:
         del lacking.raw_input_contents[:]
         found += [
             replace(whole, kind="no tensors", body=whole.body[: whole.header_bytes], message=lacking),
-            replace(negative, parsed_by_triton=True),
-            replace(
-                whole, kind="not JSON", body=b"tile=" + whole.body[5:], message=lacking, parsed_by_triton=True
-            ),
+            negative,
+            replace(whole, kind="not JSON", body=b"tile=" + whole.body[5:], message=lacking),
             replace(
                 whole, kind="header longer than the body", header_bytes=len(whole.body) + 9, message=lacking
             ),
@@ -226,7 +222,6 @@ class TileQuestions:
                 kind="no length of the header",
                 header_bytes=None,
                 message=lacking,
-                parsed_by_triton=True,
             ),
             replace(
                 whole,

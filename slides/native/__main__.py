@@ -6,28 +6,20 @@ it where `slides.decode` looks for it. Tiles are decoded without it too, to the 
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from slides.native.building import NativeBuildError, build
+from slides.native.building import build
+from slides.native.compiler import command
 
 
 def main() -> int:
     """Returns the exit code."""
-    argparse.ArgumentParser(
-        prog="python -m slides.native",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
-    try:
-        print(f"compiled {build()}")
-    except NativeBuildError as error:
-        print(
-            f"error: {error} Tiles are decoded by libjpeg-turbo: the same pixels, a third slower.",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+    return command(
+        "python -m slides.native",
+        __doc__,
+        build,
+        "Tiles are decoded by libjpeg-turbo: the same pixels, a third slower.",
+    )
 
 
 if __name__ == "__main__":

@@ -1,25 +1,17 @@
-"""Compiling the fast path: with clang as `zig cc`, which PyPI's package `ziglang` brings, so that no compiler need be there."""
+"""Compiling the fast path, and comparing it with libjpeg-turbo."""
 
 from __future__ import annotations
 
-import os
 import platform
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
 
-from slides.errors import SlidesError
 from slides.native import HERE, TARGETS, Decode, library_path, load_from, source_sha256, why_not
+from slides.native.compiler import NativeBuildError, compile_library
 
-OPTIONS = ("-O3", "-fwrapv", "-shared", "-fPIC", "-s", "-Wall", "-Wextra", "-Werror")
-
-
-class NativeBuildError(SlidesError):
-    """The fast path cannot be had here; tiles are decoded by libjpeg-turbo."""
+OPTIONS = ("-O3", "-fwrapv")
 
 
 def build() -> Path:
@@ -33,28 +25,17 @@ def build() -> Path:
         raise NativeBuildError(f"{reason}.")
     target, processor, _ = TARGETS[platform.machine()]
     path = library_path()
-    made = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    command = [sys.executable, "-m", "ziglang", "cc", *OPTIONS, "-target", target, f"-mcpu={processor}"]
-    command += [f'-DSOURCE="{source_sha256()}"', "-o", str(made), str(HERE / "tile_jpeg.c")]
-    try:
-        with tempfile.TemporaryDirectory(prefix="clotline-native-") as directory:
-            cache = {f"ZIG_{which}_CACHE_DIR": directory for which in ("GLOBAL", "LOCAL")}
-            done = subprocess.run(command, env={**os.environ, **cache}, capture_output=True, text=True)
-        if done.returncode:
-            hint = "the compiler's last words are above"
-            hint = "pip install ziglang" if "No module named" in done.stderr else hint
-            raise NativeBuildError(f"{done.stderr.strip()[-2000:]}\nThe fast path was not compiled ({hint}).")
-        decode = load_from(made)
-        if decode is None or not agrees(decode):
-            raise NativeBuildError(
-                "the compiled fast path gives other pixels than libjpeg-turbo; it is not used."
-            )
-        made.replace(path)
-    except OSError as error:
-        raise NativeBuildError(f"{path} cannot be made: {error}.") from error
-    finally:
-        made.unlink(missing_ok=True)
+    options = [*OPTIONS, "-target", target, f"-mcpu={processor}", f'-DSOURCE="{source_sha256()}"']
+    compile_library(HERE / "tile_jpeg.c", path, options, _check)
     return path
+
+
+def _check(path: Path) -> None:
+    decode = load_from(path)
+    if decode is None or not agrees(decode):
+        raise NativeBuildError(
+            "the compiled fast path gives other pixels than libjpeg-turbo; it is not used."
+        )
 
 
 def agrees(decode: Decode) -> bool:

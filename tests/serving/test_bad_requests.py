@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,14 +92,6 @@ def test_a_reply_that_is_not_as_it_should_be_is_seen(of_tiles: TileQuestions) ->
     for status, text in (("500", says), ("400", "is no image"), ("400", f"{says}\nTraceback")):
         assert problem_with(bad, Reply(None, status, text), None, HTTP), (status, text)
     assert problem_with(bad, Reply(right.answer, "200"), None, HTTP)
-
-
-def test_only_what_triton_cannot_parse_may_be_a_500(of_tiles: TileQuestions) -> None:
-    not_json = next(question for question in of_tiles.bad() if question.kind == "not JSON")
-    reply = Reply(None, "500", "failed to parse the request JSON buffer")
-    assert problem_with(not_json, reply, None, HTTP) is None
-    assert problem_with(not_json, Reply(None, "500", "out of memory"), None, HTTP)
-    assert problem_with(replace(not_json, parsed_by_triton=False), reply, None, HTTP)
 
 
 def test_one_in_twenty_is_bad_and_each_kind_has_its_turn() -> None:

@@ -1,0 +1,45 @@
+"""python -m serving.native
+
+Compiles the library with which tritonserver answers 400, not 500, to JSON that it cannot parse (see serving/native/__init__.py), with PyPI's
+`ziglang`, and puts it where `serving up` looks for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+
+from serving.native import HERE, LIBRARIES, SOURCE, library_path, target
+from slides.native.compiler import NativeBuildError, command, compile_library
+
+
+def build() -> Path:
+    """Compile, and take away what was compiled from an older source; raises NativeBuildError."""
+    machine = target()
+    if sys.platform != "linux" or machine is None:
+        raise NativeBuildError(f"it is for Linux on x86-64 and arm64, not for {sys.platform}.")
+    path = library_path()
+    compile_library(SOURCE, path, ["-O2", "-fvisibility=hidden", "-target", machine], _check)
+    for other in HERE.glob(LIBRARIES):
+        if other != path:
+            other.unlink(missing_ok=True)
+    return path
+
+
+def _check(path: Path) -> None:
+    try:
+        _ = ctypes.CDLL(str(path)).TRITONSERVER_ErrorNew
+    except (OSError, AttributeError) as error:
+        raise NativeBuildError(f"the compiled library cannot be used: {error}.") from error
+
+
+def main() -> int:
+    """Returns the exit code."""
+    return command(
+        "python -m serving.native", __doc__, build, "JSON that Triton cannot parse is answered 500, not 400."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
