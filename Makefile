@@ -30,7 +30,7 @@ install: .venv/.installed .venv/.native .triton/installed.json ## set up .venv (
 	$(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# Without them tiles are decoded by libjpeg-turbo: the same pixels, a third slower; and bad JSON is answered 500, not 400.
+# Without them tiles are decoded by libjpeg-turbo: the same pixels, a third slower; bad JSON is answered 500, not 400, and tritonserver keeps the memory of large requests.
 .venv/.native: .venv/.installed $(wildcard $(addprefix slides/native/*.,c h py) $(addprefix serving/native/*.,c py))
 	@$(PY) -m slides.native || true
 	$(PY) -m serving.native || true

@@ -7,8 +7,8 @@ ARG TRITON_DIGEST=
 ARG PYTHON_TAG=3.11-slim-bookworm
 ARG PYTHON_DIGEST=@sha256:528257d48c1da0dcecc2e725d1ae34498d60c965f1241e39cd6a85a8859bdf84
 
-# The compiled fast path for JPEG tiles (slides/native); where it cannot be had, libjpeg-turbo gives the same pixels. And what makes
-# bad JSON a client's error (serving/native); without it Triton answers 500.
+# The compiled fast path for JPEG tiles (slides/native); where it cannot be had, libjpeg-turbo gives the same pixels. And what
+# tritonserver loads first (serving/native); without it bad JSON is answered 500, and the memory of large requests is kept.
 FROM python:${PYTHON_TAG}${PYTHON_DIGEST} AS native
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build

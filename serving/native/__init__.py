@@ -1,7 +1,10 @@
-"""What tritonserver is started with so that bad JSON is the client's error (400), not the server's (500): json_refusals.c.
+"""A small library that tritonserver loads before its own. With it
 
-`python -m serving.native` compiles it for this machine, into this directory; `make install` does. Without the library, or with
-`CLOTLINE_JSON_REFUSALS=off` in the environment, Triton answers 500 to a request whose JSON it cannot parse.
+- bad JSON is the client's error (400), not the server's (500): json_refusals.c;
+- the memory of a large request is given back once it is free: memory_return.c.
+
+`python -m serving.native` compiles it for this machine, into this directory; `make install` does. tritonserver serves without it
+too. `CLOTLINE_PRELOAD=off` in the environment leaves it out.
 """
 
 from __future__ import annotations
@@ -12,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-SOURCE = HERE / "json_refusals.c"
-SWITCH_VARIABLE = "CLOTLINE_JSON_REFUSALS"
-LIBRARIES = "clotline_json_refusals-*.so"
+SOURCES = (HERE / "json_refusals.c", HERE / "memory_return.c")
+SWITCH_VARIABLE = "CLOTLINE_PRELOAD"
+LIBRARIES = "clotline_preload-*.so"
 _MACHINES = {"x86_64": "x86_64-linux-gnu.2.28", "aarch64": "aarch64-linux-gnu.2.28"}
 
 
@@ -24,9 +27,9 @@ def target() -> str | None:
 
 
 def library_path() -> Path:
-    """Where the library of this source and kind of machine lies."""
-    source = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
-    return HERE / LIBRARIES.replace("*", f"{platform.machine()}-{source}")
+    """Where the library of these sources and kind of machine lies."""
+    sha256 = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES)).hexdigest()[:12]
+    return HERE / LIBRARIES.replace("*", f"{platform.machine()}-{sha256}")
 
 
 def preloaded(environment: Mapping[str, str]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """python -m serving.native
 
-Compiles the library with which tritonserver answers 400, not 500, to JSON that it cannot parse (see serving/native/__init__.py), with PyPI's
-`ziglang`, and puts it where `serving up` looks for it.
+Compiles the library that `serving up` loads into tritonserver (see serving/native/__init__.py), with PyPI's `ziglang`, and puts it
+where it looks for it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ctypes
 import sys
 from pathlib import Path
 
-from serving.native import HERE, LIBRARIES, SOURCE, library_path, target
+from serving.native import HERE, LIBRARIES, SOURCES, library_path, target
 from slides.native.compiler import NativeBuildError, command, compile_library
 
 
@@ -20,7 +20,7 @@ def build() -> Path:
     if sys.platform != "linux" or machine is None:
         raise NativeBuildError(f"it is for Linux on x86-64 and arm64, not for {sys.platform}.")
     path = library_path()
-    compile_library(SOURCE, path, ["-O2", "-fvisibility=hidden", "-target", machine], _check)
+    compile_library(SOURCES, path, ["-O2", "-fvisibility=hidden", "-target", machine], _check)
     for other in HERE.glob(LIBRARIES):
         if other != path:
             other.unlink(missing_ok=True)
@@ -37,7 +37,10 @@ def _check(path: Path) -> None:
 def main() -> int:
     """Returns the exit code."""
     return command(
-        "python -m serving.native", __doc__, build, "JSON that Triton cannot parse is answered 500, not 400."
+        "python -m serving.native",
+        __doc__,
+        build,
+        "Triton answers 500, not 400, to bad JSON, and keeps the memory of large requests longer.",
     )
 
 

@@ -26,7 +26,7 @@ def build() -> Path:
     target, processor, _ = TARGETS[platform.machine()]
     path = library_path()
     options = [*OPTIONS, "-target", target, f"-mcpu={processor}", f'-DSOURCE="{source_sha256()}"']
-    compile_library(HERE / "tile_jpeg.c", path, options, _check)
+    compile_library([HERE / "tile_jpeg.c"], path, options, _check)
     return path
 
 

@@ -19,11 +19,13 @@ class NativeBuildError(SlidesError):
     """A library cannot be had here."""
 
 
-def compile_library(source: Path, path: Path, options: Sequence[str], check: Callable[[Path], None]) -> None:
-    """Compile a C file into the shared library `path`, which appears whole, and only if it was accepted.
+def compile_library(
+    sources: Sequence[Path], path: Path, options: Sequence[str], check: Callable[[Path], None]
+) -> None:
+    """Compile C files into the shared library `path`, which appears whole, and only if it was accepted.
 
     Args:
-        source: the C file.
+        sources: the C files.
         path: of the library.
         options: of clang, besides OPTIONS.
         check: is given the compiled library, and raises NativeBuildError if it is not to be used.
@@ -32,7 +34,7 @@ def compile_library(source: Path, path: Path, options: Sequence[str], check: Cal
         NativeBuildError: there is no compiler, it failed, or `check` says so.
     """
     made = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    command = [sys.executable, "-m", "ziglang", "cc", *OPTIONS, *options, "-o", str(made), str(source)]
+    command = [sys.executable, "-m", "ziglang", "cc", *OPTIONS, *options, "-o", str(made), *map(str, sources)]
     try:
         with tempfile.TemporaryDirectory(prefix="clotline-native-") as directory:
             cache = {f"ZIG_{which}_CACHE_DIR": directory for which in ("GLOBAL", "LOCAL")}
@@ -40,7 +42,7 @@ def compile_library(source: Path, path: Path, options: Sequence[str], check: Cal
         if done.returncode:
             hint = "the compiler's last words are above"
             hint = "pip install ziglang" if "No module named" in done.stderr else hint
-            raise NativeBuildError(f"{done.stderr.strip()[-2000:]}\n{source.name} was not compiled ({hint}).")
+            raise NativeBuildError(f"{done.stderr.strip()[-2000:]}\n{path.name} was not compiled ({hint}).")
         check(made)
         made.replace(path)
     except OSError as error:

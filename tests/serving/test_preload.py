@@ -1,4 +1,5 @@
-"""JSON that Triton cannot parse is the client's error on a real server; other failures stay the server's."""
+"""On a real server: JSON that Triton cannot parse is the client's error, other failures stay the server's, and memory that is
+free is given back."""
 
 from __future__ import annotations
 
@@ -10,11 +11,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from serving import native
+from serving.embedded import triton_home
+from serving.instances import instances
 from serving.native import __main__ as building
+from serving.processes import processes_of
 from serving.tritonserver import TritonServer, environment
 from slides.native.compiler import NativeBuildError
 from tests.serving.conftest import Launch, launching, make_tiny
@@ -34,6 +39,29 @@ BAD = {
     "parameters that are none": json.dumps({"inputs": [TENSOR], "parameters": 4}).encode(),
     "an id that is none": json.dumps({"inputs": [TENSOR], "id": {}}).encode(),
 }
+PIECES = """
+import ctypes, time
+
+def anonymous_mb():
+    lines = open("/proc/self/smaps_rollup").read().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
+
+c = ctypes.CDLL(None)
+c.malloc.restype, c.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+before_mb = anonymous_mb()
+pieces = [c.malloc(4096) for _ in range(16384)]
+for piece in pieces:
+    ctypes.memset(piece, 1, 4096)
+for piece in pieces[:-1]:
+    c.free(piece)
+del pieces
+kept_mb = most_mb = anonymous_mb() - before_mb
+until_s = time.monotonic() + 15
+while kept_mb > most_mb / 8 and time.monotonic() < until_s:
+    time.sleep(0.5)
+    kept_mb = anonymous_mb() - before_mb
+print(kept_mb)
+"""
 FAILING = """
 import triton_python_backend_utils as pb_utils
 
@@ -63,9 +91,15 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(library: Path, repository: Path) -> Iterator[str]:
+def up(library: Path, repository: Path) -> Iterator[dict[str, Any]]:
+    """What the server said when it was ready."""
     with launching() as start:
-        yield start(repository).ready()["http"]
+        yield start(repository).ready()
+
+
+@pytest.fixture
+def address(up: dict[str, Any]) -> str:
+    return str(up["http"])
 
 
 def ask(address: str, body: bytes, path: str = INFER) -> tuple[int, str]:
@@ -89,6 +123,29 @@ def test_the_others_are_answered_and_failures_stay_failures(address: str) -> Non
     assert ask(address, body)[0] == 200
     assert ask(address, body, "/v2/models/failing/infer") == (500, "the disk is full")
     assert ask(address, body, "/v2/models/none/infer")[0] == 404
+
+
+def test_tritonserver_runs_what_gives_memory_back(up: dict[str, Any]) -> None:
+    state = next(state for state in instances(triton_home()) if state.name == up["name"])
+    running = {pid: Path(f"/proc/{pid}") for pid in processes_of(state.instance_id)}
+    named = {pid: {task.read_text().strip() for task in running[pid].glob("task/*/comm")} for pid in running}
+    with_it = [pid for pid, names in named.items() if "memory-return" in names]
+    assert [(running[pid] / "comm").read_text().strip() for pid in with_it] == ["tritonserver"]
+
+
+@pytest.mark.parametrize(("name", "given_back"), [("tritonserver", True), ("another", False)])
+def test_free_memory_behind_a_piece_in_use_is_given_back(library: Path, name: str, given_back: bool) -> None:
+    """64 MB in pieces as a request arrives in them; all but the last are freed. glibc alone keeps them all."""
+    done = subprocess.run(
+        [name, "-c", PIECES],
+        executable=sys.executable,
+        env={**os.environ, **native.preloaded({})},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    kept_mb = float(done.stdout)
+    assert kept_mb < 8 if given_back else kept_mb > 48, done.stderr
 
 
 def test_it_can_be_left_out(launch: Launch, repository: Path, library: Path) -> None:
@@ -139,7 +196,7 @@ def test_it_is_compiled_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
     for text, told in (("int x = nonsense(;", "was not compiled"), ("int x;", "cannot be used")):
         source.write_text(text)
         for module in (native, building):
-            monkeypatch.setattr(module, "SOURCE", source)
+            monkeypatch.setattr(module, "SOURCES", (source,))
         with pytest.raises(NativeBuildError, match=told):
             building.build()
         assert not list(place.iterdir())
