@@ -12,7 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { EVERY_S = 5 };
+enum { EVERY_S = 1 };
 
 static void *give_back(void *unused)
 {
