@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import itertools
 import json
 import re
 import shutil
@@ -300,26 +301,24 @@ def _sent(
     """
     encoded = [encode_tile(tile_HWC, 90) for tile_HWC in tiles]
     generator = np.random.default_rng(0)
+    places = itertools.chain.from_iterable(
+        generator.permutation(len(encoded)).tolist() for _ in itertools.count()
+    )
     began_s = time.monotonic()
     span_s, longest_s = window_s + SETTLE_S, (1 + PATIENCE) * window_s + SETTLE_S
-    count = 0
     with tqdm(
         total=span_s, desc=kind, bar_format="{desc} {bar} [{elapsed}]", leave=False, mininterval=1
     ) as bar:
-        while True:
-            for place in generator.permutation(len(encoded)).tolist():
-                tile = np.array([[encoded[place]]], np.object_)
-                server.ask("grpc", CLASSIFIER_MODEL, {"tile": tile}, OUTPUTS)
-                count += 1
-                time.sleep(max(0.0, began_s + count / TILES_A_SECOND - time.monotonic()))
-                if time.monotonic() - began_s >= span_s:
-                    break
-            bar.n = min(span_s, time.monotonic() - began_s)
-            bar.refresh()
-            if time.monotonic() - began_s < span_s:
+        for count, place in enumerate(places, 1):
+            tile = np.array([[encoded[place]]], np.object_)
+            server.ask("grpc", CLASSIFIER_MODEL, {"tile": tile}, OUTPUTS)
+            time.sleep(max(0.0, began_s + count / TILES_A_SECOND - time.monotonic()))
+            passed_s = time.monotonic() - began_s
+            bar.update(min(passed_s, bar.total) - bar.n)
+            if passed_s < span_s:
                 continue
             firing = _by_quantity(prometheus, FIRING)
-            if SHOWN_BY.get(kind) in {None, *firing} or time.monotonic() - began_s >= longest_s:
+            if SHOWN_BY.get(kind) in {None, *firing} or passed_s >= longest_s:
                 break
             span_s += 1
     hour = '{window="1h"}'

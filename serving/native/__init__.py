@@ -18,12 +18,6 @@ HERE = Path(__file__).resolve().parent
 SOURCES = (HERE / "json_refusals.c", HERE / "memory_return.c")
 SWITCH_VARIABLE = "CLOTLINE_PRELOAD"
 LIBRARIES = "clotline_preload-*.so"
-_MACHINES = {"x86_64": "x86_64-linux-gnu.2.28", "aarch64": "aarch64-linux-gnu.2.28"}
-
-
-def target() -> str | None:
-    """zig's name for this kind of machine, None for one of which nothing is known."""
-    return _MACHINES.get(platform.machine())
 
 
 def library_path() -> Path:

@@ -7,20 +7,23 @@ where it looks for it.
 from __future__ import annotations
 
 import ctypes
+import platform
 import sys
 from pathlib import Path
 
-from serving.native import HERE, LIBRARIES, SOURCES, library_path, target
+from serving.native import HERE, LIBRARIES, SOURCES, library_path
+from slides.native import TARGETS
 from slides.native.compiler import NativeBuildError, command, compile_library
 
 
 def build() -> Path:
     """Compile, and take away what was compiled from an older source; raises NativeBuildError."""
-    machine = target()
-    if sys.platform != "linux" or machine is None:
-        raise NativeBuildError(f"it is for Linux on x86-64 and arm64, not for {sys.platform}.")
+    machine = platform.machine()
+    if sys.platform != "linux" or machine not in TARGETS:
+        raise NativeBuildError(f"there is no library for {sys.platform} on {machine}.")
+    target, _, _ = TARGETS[machine]
     path = library_path()
-    compile_library(SOURCES, path, ["-O2", "-fvisibility=hidden", "-target", machine], _check)
+    compile_library(SOURCES, path, ["-O2", "-fvisibility=hidden", "-target", target], _check)
     for other in HERE.glob(LIBRARIES):
         if other != path:
             other.unlink(missing_ok=True)
