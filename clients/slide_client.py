@@ -226,11 +226,15 @@ class SlideClient:
         """That of the version that answered last; where none did, the server is asked."""
         return self._card or self._keep(self._ask_card(subject))
 
-    def _keep(self, card: ModelCard) -> ModelCard:
-        """Make it the one that answered last, and forget all but a few; other threads see the cards before or after."""
+    def _know(self, card: ModelCard) -> ModelCard:
+        """Remember it, and forget all but a few; other threads see the cards before or after."""
         others = [known for known in self._cards.values() if known.version != card.version]
         self._cards = {known.version: known for known in [*others, card][-KEPT_CARDS:]}
-        self._card = card
+        return card
+
+    def _keep(self, card: ModelCard) -> ModelCard:
+        """Make it the one that answered last."""
+        self._card = self._know(card)
         return card
 
     def _ask(
@@ -285,7 +289,8 @@ class SlideClient:
                 config = transport.model_config(self.model, version, timeout_s, subject=subject)
             except (ModelNotReady, RequestRefused):  # it has gone, or another server was asked
                 raise _VersionChanged from None
-            by = read_model_card(self.model, version, config)
+            # At once: the next tiles of the same slide may be under way, and their answer needs not ask again.
+            by = self._know(read_model_card(self.model, version, config))
         if (by.spec, by.bag) != (card.spec, card.bag):
             raise _VersionChanged(by)
         return by
