@@ -1,5 +1,5 @@
 """How many instances of a network and of preprocessing serve on a CPU, and how many tiles they gather: chosen from how long
-their tiles take.
+their tiles take, and how large the network is.
 
 A network that takes long gets an instance a core, and two tiles at a time. One of a millisecond or two gets as many instances
 as it can keep busy beside preprocessing, four tiles at a time, and one thread also when it is alone: what an execution costs
@@ -25,9 +25,10 @@ from slides.spec import ModelSpec
 
 FAST_MS = 4.0
 """A network that takes less than this for a tile, in one thread, is a fast one."""
-STATIC_MS = 25.0
-"""A network that takes less than this is compiled for each size of a batch. With known sizes OpenVINO saves 0.4 ms a tile (two
-transposes, and planning): less than two hundredths of a slower network, whose weights are many."""
+STATIC_BYTES = 64_000_000
+"""A network of no more than this is compiled for each size of a batch. With known sizes OpenVINO saves 0.4 ms a tile (two
+transposes, and planning), for the weights once a size in memory. A larger network also takes longer, so it gains less. Bytes,
+not times: on a busy machine a network looks slower than it is, and would be served slower for good."""
 SERVER_MS = 1.0
 """CPU time that the server itself takes for a request, whatever the network: measured by `python -m perf bench`."""
 FAST_GATHERED = 4
@@ -71,20 +72,22 @@ class CpuLayout:
         return {name: value for name, value in of_format.items() if done.get(name, True)}
 
 
-def cpu_layout(cores: int, network_ms: float | None, preprocess_ms: float) -> CpuLayout:
+def cpu_layout(cores: int, network_ms: float | None, preprocess_ms: float, size_bytes: int) -> CpuLayout:
     """The layout for a machine.
 
     Args:
         cores: for preprocessing and network together.
         network_ms: of one tile, in one thread; None where it is not known.
         preprocess_ms: of one tile.
+        size_bytes: of the network's files.
     """
+    static = size_bytes <= STATIC_BYTES
     if network_ms is None:
         return CpuLayout(
             cores,
             CPU_DYNAMIC_BATCH,
             alone=True,
-            static=False,
+            static=static,
             gives_way=False,
             preprocess_instances=cores,
         )
@@ -98,7 +101,7 @@ def cpu_layout(cores: int, network_ms: float | None, preprocess_ms: float) -> Cp
         busy(network_ms) if fast else cores,
         FAST_GATHERED if fast else CPU_DYNAMIC_BATCH,
         alone=not fast,
-        static=network_ms < STATIC_MS,
+        static=static,
         gives_way=preprocess_ms / whole_ms >= GIVES_WAY_FROM,
         preprocess_instances=busy(preprocess_ms),
     )

@@ -94,7 +94,7 @@ class Draft:
         # An ensemble of an earlier export is pinned anew, lest it point to a version that is no longer loaded.
         if not first or (self.repository / of_its_own).exists():
             classifiers.append(of_its_own)
-        layout = self._layout(acceptance, first=first)
+        layout = self._layout(artifact, acceptance, first=first)
         if first:
             stage_preprocess(
                 self.publication,
@@ -147,12 +147,13 @@ class Draft:
         ensembles = sorted(self._classifiers, key=lambda name: name == CLASSIFIER_MODEL)
         return [*self._networks, PREPROCESS_MODEL, *ensembles]
 
-    def _layout(self, acceptance: Acceptance, *, first: bool) -> CpuLayout:
+    def _layout(self, artifact: Artifact, acceptance: Acceptance, *, first: bool) -> CpuLayout:
         """Of the first format by the speed that the gate measured; the others are there to be compared with."""
         cores = self.options.instances if first else 1
         if self.options.instance_kind != "cpu" or acceptance.speed is None:
-            return cpu_layout(cores, None, 0.0)
-        return cpu_layout(cores, 1000 / acceptance.speed.images_per_s, preprocess_ms(self.spec))
+            return cpu_layout(cores, None, 0.0, artifact.size_bytes)
+        network_ms = 1000 / acceptance.speed.images_per_s
+        return cpu_layout(cores, network_ms, preprocess_ms(self.spec), artifact.size_bytes)
 
     def _network_config(self, fmt: ServedFormat, layout: CpuLayout, *, answers_for: str) -> ModelConfig:
         def build(versions_loaded: int) -> ModelConfig:

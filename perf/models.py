@@ -156,7 +156,8 @@ def _write(
     for number, fmt in enumerate(formats):
         name = triton_config.CLASSIFIER_MODEL if number == 0 else fmt.classifier_name
         artifact = fmt.build(network)
-        layout = cpu_layout(instances, _network_ms(fmt, artifact, size_px), preprocess_ms(spec))
+        network_ms = _network_ms(fmt, artifact, size_px)
+        layout = cpu_layout(instances, network_ms, preprocess_ms(spec), artifact.size_bytes)
         if number == 0:
             preprocess = triton_config.preprocess_config(
                 input_size_px=size_px,

@@ -245,7 +245,8 @@ class _Drafting:
         """A format's encoders, their embedder, and the classifier that asks it."""
         artifacts = gate.build(fmt)
         tensors = fmt.tensors_of((EMBEDDING,))
-        layout = cpu_layout(self.options.instances, None, 0.0)  # nobody has measured an encoder
+        size_bytes = sum(artifact.size_bytes for artifact in artifacts)
+        layout = cpu_layout(self.options.instances, None, 0.0, size_bytes)  # nobody has measured an encoder
         encoders = []
         self.files_of[fmt.name] = {}
         for m, (artifact, member) in enumerate(zip(artifacts, self.source.members, strict=True)):

@@ -4,59 +4,70 @@ from __future__ import annotations
 
 import pytest
 
-from exporters.cpu_layout import FAST_MS, STATIC_MS, CpuLayout, cpu_layout, preprocess_ms
+from exporters.cpu_layout import FAST_MS, STATIC_BYTES, CpuLayout, cpu_layout, preprocess_ms
 from exporters.triton_config import CPU_DYNAMIC_BATCH
 from slides.spec import ModelSpec
+
+SMALL_BYTES = 45_000_000
 
 
 @pytest.mark.parametrize("network_ms", [None, FAST_MS, 18.0])
 def test_a_network_that_takes_long_or_is_unknown_gets_every_core(network_ms: float | None) -> None:
-    assert cpu_layout(4, network_ms, 1.2) == CpuLayout(
+    assert cpu_layout(4, network_ms, 1.2, SMALL_BYTES) == CpuLayout(
         4,
         CPU_DYNAMIC_BATCH,
         alone=True,
-        static=network_ms is not None,
+        static=True,
         gives_way=network_ms == FAST_MS,
         preprocess_instances=4 if network_ms is None else 1,
     )
 
 
 def test_a_fast_network_gets_the_instances_that_it_keeps_busy_and_never_none_or_more_than_cores() -> None:
-    assert cpu_layout(2, 1.4, 1.2).instances == 1
-    assert cpu_layout(2, 2.4, 1.2).instances == 2
+    assert cpu_layout(2, 1.4, 1.2, SMALL_BYTES).instances == 1
+    assert cpu_layout(2, 2.4, 1.2, SMALL_BYTES).instances == 2
     for cores in (1, 2, 16):
-        counts = [cpu_layout(cores, 0.1 * step, 1.2).instances for step in range(1, 40)]
+        counts = [cpu_layout(cores, 0.1 * step, 1.2, SMALL_BYTES).instances for step in range(1, 40)]
         assert counts == sorted(counts)
         assert counts[0] >= 1
         assert counts[-1] <= cores
-    assert cpu_layout(2, 1.4, 1.2).gathered > CPU_DYNAMIC_BATCH
+    assert cpu_layout(2, 1.4, 1.2, SMALL_BYTES).gathered > CPU_DYNAMIC_BATCH
 
 
-def test_a_slow_network_keeps_a_lone_executions_threads_and_others_their_static_batches() -> None:
-    both = {"NUM_STREAMS": "1"}
-    parameters = {**both, "alone_thread_count": "0", "static_batches": "YES"}
-    assert cpu_layout(2, STATIC_MS, 1.2).parameters(parameters) == {**both, "alone_thread_count": "0"}
-    assert cpu_layout(2, None, 1.2).parameters(parameters) == {**both, "alone_thread_count": "0"}
-    assert cpu_layout(2, 18.0, 1.2).parameters(parameters) == parameters
-    assert cpu_layout(2, 1.4, 1.2).parameters(parameters) == {**both, "static_batches": "YES"}
+@pytest.mark.parametrize("network_ms", [None, 18.0, 36.0])
+def test_a_slow_network_keeps_a_lone_executions_threads_and_a_fast_one_does_not(
+    network_ms: float | None,
+) -> None:
+    parameters = {"NUM_STREAMS": "1", "alone_thread_count": "0"}
+    assert cpu_layout(2, network_ms, 1.2, SMALL_BYTES).parameters(parameters) == parameters
+    assert cpu_layout(2, 1.4, 1.2, SMALL_BYTES).parameters(parameters) == {"NUM_STREAMS": "1"}
+
+
+@pytest.mark.parametrize("network_ms", [None, 1.4, 18.0, 36.0])
+def test_a_networks_bytes_decide_whether_its_batches_are_static_and_not_a_busy_machine(
+    network_ms: float | None,
+) -> None:
+    parameters = {"static_batches": "YES"}
+    assert cpu_layout(2, network_ms, 1.2, STATIC_BYTES).parameters(parameters) == parameters
+    assert cpu_layout(2, network_ms, 1.2, STATIC_BYTES + 1).parameters(parameters) == {}
 
 
 def test_a_network_gives_way_where_preprocessing_takes_a_tenth_of_the_time() -> None:
     parameters = {"niceness": "10"}
-    assert cpu_layout(2, 18.0, 1.2).parameters(parameters) == {}
-    assert cpu_layout(2, None, 1.2).parameters(parameters) == {}
+    assert cpu_layout(2, 18.0, 1.2, SMALL_BYTES).parameters(parameters) == {}
+    assert cpu_layout(2, None, 1.2, SMALL_BYTES).parameters(parameters) == {}
     for network_ms in (1.4, 4.1):
-        assert cpu_layout(2, network_ms, 1.2).parameters(parameters) == parameters
+        assert cpu_layout(2, network_ms, 1.2, SMALL_BYTES).parameters(parameters) == parameters
 
 
 def test_preprocessing_gets_the_instances_that_it_keeps_busy() -> None:
-    assert cpu_layout(1, 1.4, 1.2).preprocess_instances == 1
-    assert cpu_layout(2, 18.0, 1.2).preprocess_instances == 1
-    assert cpu_layout(8, 18.0, 1.2).preprocess_instances == 1
-    assert cpu_layout(32, 18.0, 1.2).preprocess_instances == 2
-    assert cpu_layout(16, 1.4, 1.2).preprocess_instances == 6
-    assert cpu_layout(16, 1.4, 12.0).preprocess_instances > 12
-    assert cpu_layout(16, None, 1.2).preprocess_instances == 16
+    assert cpu_layout(1, 1.4, 1.2, SMALL_BYTES).preprocess_instances == 1
+    assert cpu_layout(2, 18.0, 1.2, SMALL_BYTES).preprocess_instances == 1
+    assert cpu_layout(8, 18.0, 1.2, SMALL_BYTES).preprocess_instances == 1
+    assert cpu_layout(32, 18.0, 1.2, SMALL_BYTES).preprocess_instances == 2
+    assert cpu_layout(16, 1.4, 1.2, SMALL_BYTES).preprocess_instances == 6
+    assert cpu_layout(16, 1.4, 12.0, SMALL_BYTES).preprocess_instances > 12
+    assert cpu_layout(16, None, 1.2, SMALL_BYTES).preprocess_instances == 16
 
 
 def test_a_larger_tile_takes_longer_to_decode() -> None:
