@@ -204,10 +204,12 @@ def problem_with(
 def order(good: Sequence[int], bad: Sequence[int], requests: int) -> list[int]:
     """Which question is asked when; the same for the same arguments.
 
-    Of every ONE_BAD_IN questions one, at a random place among them, is bad; every kind takes its turn.
+    Of every ONE_BAD_IN questions one, at a random place among them, is bad. Every bad one takes its turn, in another order each
+    time: as they are listed, all large ones would come at once.
     """
     rng = np.random.default_rng(5)
-    good_turns, bad_turns = itertools.cycle(good), itertools.cycle(bad)
+    good_turns = itertools.cycle(good)
+    bad_turns = (int(number) for _ in itertools.count() for number in rng.permutation(bad))
     found: list[int] = []
     while len(found) < requests:
         block = [next(good_turns) for _ in range(ONE_BAD_IN)]
