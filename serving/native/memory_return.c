@@ -2,7 +2,10 @@
 
    A large request reaches tritonserver in thousands of small pieces. glibc gives memory back by itself only from a heap's end
    (M_TRIM_THRESHOLD), so one piece that is still in use behind them keeps the megabytes of a request that was answered long ago.
-   malloc_trim(3) gives back every page that is free, wherever it lies; nobody in tritonserver calls it. */
+   malloc_trim(3) gives back every page that is free, wherever it lies; nobody in tritonserver calls it.
+
+   And pages are small in tritonserver. The launcher asks for huge ones, for the weights that stubs read; in tritonserver's heap one
+   small piece would hold two megabytes of what a large request left. */
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -10,6 +13,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 enum { EVERY_S = 1 };
@@ -24,12 +28,27 @@ static void *give_back(void *unused)
     return NULL;
 }
 
+static int without_huge_pages; /* before this library came */
+
+static void as_before(void) /* in what tritonserver starts, which would inherit it */
+{
+    prctl(PR_SET_THP_DISABLE, without_huge_pages, 0, 0, 0);
+}
+
+static void small_pages(void)
+{
+    without_huge_pages = prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0);
+    if (!without_huge_pages && !pthread_atfork(NULL, NULL, as_before))
+        prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+}
+
 __attribute__((constructor)) static void start(void)
 {
     pthread_t thread;
     sigset_t all, before;
     if (strcmp(program_invocation_short_name, "tritonserver")) /* stubs inherit the environment, not the need */
         return;
+    small_pages();
     sigfillset(&all); /* signals are for tritonserver's own threads */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     if (!pthread_create(&thread, NULL, give_back, NULL)) {

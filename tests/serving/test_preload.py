@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -131,6 +132,21 @@ def test_tritonserver_runs_what_gives_memory_back(up: dict[str, Any]) -> None:
     named = {pid: {task.read_text().strip() for task in running[pid].glob("task/*/comm")} for pid in running}
     with_it = [pid for pid, names in named.items() if "memory-return" in names]
     assert [(running[pid] / "comm").read_text().strip() for pid in with_it] == ["tritonserver"]
+
+
+def test_pages_are_small_in_tritonserver_alone(up: dict[str, Any]) -> None:
+    """Its stubs, which it starts, keep the huge ones that their weights are read from."""
+    state = next(state for state in instances(triton_home()) if state.name == up["name"])
+    told = [Path(f"/proc/{pid}/status").read_text() for pid in processes_of(state.instance_id)]
+    if not all("THP_enabled:" in text for text in told):
+        pytest.skip("this kernel does not say of a process whether it has huge pages")
+    huge = {
+        re.findall(r"^(?:Name|THP_enabled):\s+(\S+)", text, re.MULTILINE)[0]: "THP_enabled:\t1" in text
+        for text in told
+    }
+    assert huge.pop("tritonserver") is False
+    assert huge
+    assert all(huge.values())
 
 
 @pytest.mark.parametrize(("name", "given_back"), [("tritonserver", True), ("another", False)])
