@@ -275,8 +275,8 @@ def command_line(
         *security.arguments(admin_token),
         f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix(instance_id)}",
         "--model-load-thread-count=8",
-        # A request object that is kept for reuse keeps the largest request that it ever held.
-        "--grpc-infer-allocation-pool-size=1",
+        # A request object that is kept for reuse keeps the memory of its request until then: none is kept.
+        "--grpc-infer-allocation-pool-size=0",
         "--metrics-config=summary_latencies=true",
         f"--metrics-config=summary_quantiles={SUMMARY_QUANTILES}",
         *extra,
