@@ -23,11 +23,12 @@ help: ## list the targets
 install: .venv/.installed .venv/.native .triton/installed.json ## set up .venv (training, clients) and .triton (the embedded tritonserver)
 	@echo "installed: .venv ($$($(PY) --version)), .triton (tritonserver)"
 
+# --no-compile: Python compiles a module when it is first imported; compiling all of them would take a minute or two.
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "installing Clotline and the versions of constraints.txt into .venv (PyTorch is large: this takes minutes)"
 	test -x .venv/bin/python || "$(PYTHON)" -m venv .venv
-	$(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt torch torchvision
-	$(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PY) -m pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt torch torchvision
+	$(PY) -m pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 # Without them tiles are decoded by libjpeg-turbo: the same pixels, a third slower; bad JSON is answered 500, not 400, and tritonserver keeps the memory of large requests.
