@@ -28,17 +28,14 @@ static void *give_back(void *unused)
     return NULL;
 }
 
-static int without_huge_pages; /* before this library came */
-
-static void as_before(void) /* in what tritonserver starts, which would inherit it */
+static void huge_pages_again(void) /* in what tritonserver starts, which would inherit small ones */
 {
-    prctl(PR_SET_THP_DISABLE, without_huge_pages, 0, 0, 0);
+    prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0);
 }
 
 static void small_pages(void)
 {
-    without_huge_pages = prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0);
-    if (!without_huge_pages && !pthread_atfork(NULL, NULL, as_before))
+    if (!prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0) && !pthread_atfork(NULL, NULL, huge_pages_again))
         prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 }
 

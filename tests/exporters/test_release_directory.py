@@ -17,6 +17,7 @@ import pytest
 
 from exporters import release
 from exporters.__main__ import main
+from exporters.cpu_layout import NICENESS_PARAMETER
 from exporters.errors import ParityError, ReleaseExistsError
 from exporters.formats.interface import Artifact, Network, ServedFormat
 from exporters.formats.onnx import Onnx
@@ -28,6 +29,7 @@ from exporters.release_place import hold_release
 from exporters.triton_config import NetworkTensors, from_text
 from exporters.verify import verify
 from slides.decode import decode_tile
+from slides.lone_execution import PARAMETER as ALONE_PARAMETER
 from training.checkpoint import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +52,7 @@ def without_layout(files: dict[str, bytes]) -> dict[str, object]:
             config = from_text(files[path].decode(), origin=path)
             for of_layout in ("instance_group", "dynamic_batching", "model_warmup"):
                 config.ClearField(of_layout)
-            for parameter in ("alone_thread_count", "niceness"):
+            for parameter in (ALONE_PARAMETER, NICENESS_PARAMETER):
                 config.parameters.pop(parameter, None)
             found[path] = config
     return found

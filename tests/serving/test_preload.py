@@ -103,6 +103,13 @@ def address(up: dict[str, Any]) -> str:
     return str(up["http"])
 
 
+@pytest.fixture
+def pids(up: dict[str, Any]) -> list[int]:
+    """Of the server's processes."""
+    state = next(state for state in instances(triton_home()) if state.name == up["name"])
+    return list(processes_of(state.instance_id))
+
+
 def ask(address: str, body: bytes, path: str = INFER) -> tuple[int, str]:
     """Status and error."""
     connection = http.client.HTTPConnection(address, timeout=20)
@@ -126,18 +133,16 @@ def test_the_others_are_answered_and_failures_stay_failures(address: str) -> Non
     assert ask(address, body, "/v2/models/none/infer")[0] == 404
 
 
-def test_tritonserver_runs_what_gives_memory_back(up: dict[str, Any]) -> None:
-    state = next(state for state in instances(triton_home()) if state.name == up["name"])
-    running = {pid: Path(f"/proc/{pid}") for pid in processes_of(state.instance_id)}
+def test_tritonserver_runs_what_gives_memory_back(pids: list[int]) -> None:
+    running = {pid: Path(f"/proc/{pid}") for pid in pids}
     named = {pid: {task.read_text().strip() for task in running[pid].glob("task/*/comm")} for pid in running}
     with_it = [pid for pid, names in named.items() if "memory-return" in names]
     assert [(running[pid] / "comm").read_text().strip() for pid in with_it] == ["tritonserver"]
 
 
-def test_pages_are_small_in_tritonserver_alone(up: dict[str, Any]) -> None:
+def test_pages_are_small_in_tritonserver_alone(pids: list[int]) -> None:
     """Its stubs, which it starts, keep the huge ones that their weights are read from."""
-    state = next(state for state in instances(triton_home()) if state.name == up["name"])
-    told = [Path(f"/proc/{pid}/status").read_text() for pid in processes_of(state.instance_id)]
+    told = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
     if not all("THP_enabled:" in text for text in told):
         pytest.skip("this kernel does not say of a process whether it has huge pages")
     huge = {
