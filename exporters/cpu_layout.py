@@ -1,45 +1,46 @@
-"""How many instances of a network and of preprocessing serve on a CPU, and how many tiles they gather: chosen from how long
-their tiles take, and how large the network is.
+"""How many instances of a network and of preprocessing serve on a CPU, and how many tiles they gather: chosen from how much
+there is to compute, and how large the network is.
 
 A network that takes long gets an instance a core, and two tiles at a time. One of a millisecond or two gets as many instances
 as it can keep busy beside preprocessing, four tiles at a time, and one thread also when it is alone: what an execution costs
 besides the network (hops between processes, threads that wait for one another) would weigh as much as the network itself.
 Preprocessing gets the instances that it keeps busy, a single one on few cores: more processes than cores take turns on them,
-and find their caches cold. Figures: docs/performance.md.
+and find their caches cold.
+
+Times are those of one core of the machine that they were measured on, reckoned from what is to be computed: only their ratios
+matter, which are much the same on another one. Measured where a network is exported, they would say how busy that machine was.
+Figures: docs/performance.md.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
+from exporters.network_work import NetworkWork
 from exporters.triton_config import CPU_DYNAMIC_BATCH
-from slides.decode import decode_tile, encode_tile
 from slides.lone_execution import PARAMETER as ALONE_PARAMETER
 from slides.spec import ModelSpec
 
-FAST_MS = 4.0
-"""A network that takes less than this for a tile, in one thread, is a fast one."""
+MS_PER_MULTIPLY_ADD = {"fp32": 8e-9, "fp16": 8e-9, "bf16": 4e-9, "int8": 2e-9}
+"""By precision: CPUs compute FP16 as FP32."""
+MS_PER_LAYER = 0.015
+PREPROCESS_MS_PER_PIXEL = 3.4e-6
+"""Decoding and resizing, of a pixel of the tile."""
+SERVER_MS = 0.5
+"""What the server itself takes for a request, whatever the network."""
+FAST_MS = 4.5
+"""A network that takes less than this for a tile is a fast one."""
 STATIC_BYTES = 64_000_000
 """A network of no more than this is compiled for each size of a batch. With known sizes OpenVINO saves 0.4 ms a tile (two
-transposes, and planning), for the weights once a size in memory. A larger network also takes longer, so it gains less. Bytes,
-not times: on a busy machine a network looks slower than it is, and would be served slower for good."""
-SERVER_MS = 1.0
-"""CPU time that the server itself takes for a request, whatever the network: measured by `python -m perf bench`."""
+transposes, and planning), for the weights once a size in memory. A larger network also takes longer, so it gains less."""
 FAST_GATHERED = 4
 STATIC_PARAMETER = "static_batches"
 NICENESS_PARAMETER = "niceness"
 GIVES_WAY_FROM = 0.1
 """Of a tile's CPU time, what preprocessing takes where the network gives way to it. Below that, the network would only lose its
 caches to it."""
-NOISE = 7.0
-"""With it a JPEG has about half a byte a pixel, as one of tissue has; decoding takes as long."""
-_DECODES = 5
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def cpu_layout(cores: int, network_ms: float | None, preprocess_ms: float, size_
 
     Args:
         cores: for preprocessing and network together.
-        network_ms: of one tile, in one thread; None where it is not known.
+        network_ms: of one tile, in one thread; None where it is not known, or not on the CPU.
         preprocess_ms: of one tile.
         size_bytes: of the network's files.
     """
@@ -107,15 +108,16 @@ def cpu_layout(cores: int, network_ms: float | None, preprocess_ms: float, size_
     )
 
 
-@functools.cache
-def preprocess_ms(spec: ModelSpec) -> float:
-    """CPU time in which this machine decodes and resizes a tile of the kind that clients cut, the least of several."""
-    side_px = spec.tile_size_px
-    noise_HWC = np.random.default_rng(0).normal(150, NOISE, (side_px, side_px, 3))
-    tile = encode_tile(noise_HWC.clip(0, 255).astype(np.uint8), spec.jpeg_quality)
-    times_ms = []
-    for _ in range(_DECODES):
-        started_s = time.process_time()
-        decode_tile(tile, spec.input_size_px)
-        times_ms.append(1000 * (time.process_time() - started_s))
-    return min(times_ms)
+def network_ms_of(work: NetworkWork, precision: str) -> float:
+    """Reckoned time of a tile in one thread, in gathered batches.
+
+    Args:
+        work: for one tile.
+        precision: key of MS_PER_MULTIPLY_ADD.
+    """
+    return work.multiply_adds * MS_PER_MULTIPLY_ADD[precision] + work.layers * MS_PER_LAYER
+
+
+def preprocess_ms_of(spec: ModelSpec) -> float:
+    """Reckoned time in which a tile of the kind that clients cut is decoded and resized."""
+    return spec.tile_size_px**2 * PREPROCESS_MS_PER_PIXEL

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from exporters.acceptance import Acceptance
-from exporters.cpu_layout import CpuLayout, cpu_layout, preprocess_ms
+from exporters.cpu_layout import CpuLayout, cpu_layout, network_ms_of, preprocess_ms_of
 from exporters.exported_format import REFUSED, ExportedFormat, exported_format, refused_format
 from exporters.formats.interface import Artifact, ServedFormat
+from exporters.network_work import network_work
 from exporters.parity import Parity
 from exporters.publication import Publication
 from exporters.reference_profile import parameter_of
@@ -68,6 +69,7 @@ class Draft:
         self.spec = checkpoint.spec
         self.manifest = checkpoint.manifest
         self.labels = labels_text(checkpoint.spec.class_names)
+        self._work = network_work(checkpoint.model.backbone, self.spec.input_size_px)
         self.version = next_version(repository)
         self._networks: list[str] = []
         self._classifiers: list[str] = []
@@ -94,7 +96,7 @@ class Draft:
         # An ensemble of an earlier export is pinned anew, lest it point to a version that is no longer loaded.
         if not first or (self.repository / of_its_own).exists():
             classifiers.append(of_its_own)
-        layout = self._layout(artifact, acceptance, first=first)
+        layout = self._layout(fmt, artifact, first=first)
         if first:
             stage_preprocess(
                 self.publication,
@@ -147,13 +149,13 @@ class Draft:
         ensembles = sorted(self._classifiers, key=lambda name: name == CLASSIFIER_MODEL)
         return [*self._networks, PREPROCESS_MODEL, *ensembles]
 
-    def _layout(self, artifact: Artifact, acceptance: Acceptance, *, first: bool) -> CpuLayout:
-        """Of the first format by the speed that the gate measured; the others are there to be compared with."""
+    def _layout(self, fmt: ServedFormat, artifact: Artifact, *, first: bool) -> CpuLayout:
+        """Of the first format by what it computes; the others are there to be compared with."""
         cores = self.options.instances if first else 1
-        if self.options.instance_kind != "cpu" or acceptance.speed is None:
+        if self.options.instance_kind != "cpu":
             return cpu_layout(cores, None, 0.0, artifact.size_bytes)
-        network_ms = 1000 / acceptance.speed.images_per_s
-        return cpu_layout(cores, network_ms, preprocess_ms(self.spec), artifact.size_bytes)
+        network_ms = network_ms_of(self._work, fmt.precision)
+        return cpu_layout(cores, network_ms, preprocess_ms_of(self.spec), artifact.size_bytes)
 
     def _network_config(self, fmt: ServedFormat, layout: CpuLayout, *, answers_for: str) -> ModelConfig:
         def build(versions_loaded: int) -> ModelConfig:

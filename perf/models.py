@@ -12,7 +12,6 @@ import argparse
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +22,10 @@ from perf.tiles import benchmark_tiles
 from slides.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from exporters.formats.interface import Artifact, Network, ServedFormat
+    from exporters.formats.interface import Network
 
 CLASS_NAMES = ("CE", "LAA")
 _CALIBRATION_TILES = 32
-_TIMED_CALLS = 20
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
@@ -140,8 +138,9 @@ def _write(
     tile_size_px: int,
 ) -> dict[str, str]:
     from exporters import triton_config
-    from exporters.cpu_layout import cpu_layout, preprocess_ms
+    from exporters.cpu_layout import cpu_layout, network_ms_of, preprocess_ms_of
     from exporters.formats import formats_named
+    from exporters.network_work import network_work
     from exporters.serving_options import ServingOptions
     from slides.decode import MAX_TILE_BYTES, MAX_TILE_PIXELS
 
@@ -151,13 +150,14 @@ def _write(
     ServingOptions(max_batch, instances)  # raises for numbers out of range
     spec = measured_spec(size_px, tile_size_px)
     network = _network(architecture, spec, max_batch)
+    work = network_work(network.backbone, size_px)
     labels = triton_config.labels_text(spec.class_names)
     classifiers = {}
     for number, fmt in enumerate(formats):
         name = triton_config.CLASSIFIER_MODEL if number == 0 else fmt.classifier_name
         artifact = fmt.build(network)
-        network_ms = _network_ms(fmt, artifact, size_px)
-        layout = cpu_layout(instances, network_ms, preprocess_ms(spec), artifact.size_bytes)
+        network_ms = network_ms_of(work, fmt.precision)
+        layout = cpu_layout(instances, network_ms, preprocess_ms_of(spec), artifact.size_bytes)
         if number == 0:
             preprocess = triton_config.preprocess_config(
                 input_size_px=size_px,
@@ -216,29 +216,6 @@ def measured_spec(size_px: int, tile_size_px: int) -> ModelSpec:
         tiles_per_slide=16,
         min_tissue_share=0.3,
     )
-
-
-def _network_ms(fmt: ServedFormat, artifact: Artifact, size_px: int) -> float | None:
-    """CPU time of a tile, of several gathered ones, in one thread of this machine, the least of several measurements; None where
-    the format does not run on it."""
-    import numpy as np
-
-    from exporters.cpu_layout import FAST_GATHERED
-    from exporters.parity import one_torch_thread
-
-    if not fmt.runs_here():
-        return None
-    tiles_NHWC = np.zeros((FAST_GATHERED, size_px, size_px, 3), np.uint8)
-    times_ms = []
-    with tempfile.TemporaryDirectory(prefix="clotline-network-") as scratch, one_torch_thread():
-        for filename, content in artifact.files.items():
-            Path(scratch, filename).write_bytes(content)
-        answer = fmt.open(Path(scratch, fmt.artifact_filename))
-        for _ in range(_TIMED_CALLS):
-            started_s = time.process_time()
-            answer(tiles_NHWC)
-            times_ms.append(1000 * (time.process_time() - started_s) / len(tiles_NHWC))
-    return min(times_ms)
 
 
 def _network(architecture: str, spec: Any, max_batch: int) -> Network:

@@ -246,7 +246,8 @@ class _Drafting:
         artifacts = gate.build(fmt)
         tensors = fmt.tensors_of((EMBEDDING,))
         size_bytes = sum(artifact.size_bytes for artifact in artifacts)
-        layout = cpu_layout(self.options.instances, None, 0.0, size_bytes)  # nobody has measured an encoder
+        # As of a slow network, whatever it computes: a bag keeps it fed.
+        layout = cpu_layout(self.options.instances, None, 0.0, size_bytes)
         encoders = []
         self.files_of[fmt.name] = {}
         for m, (artifact, member) in enumerate(zip(artifacts, self.source.members, strict=True)):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
-from exporters.cpu_layout import FAST_MS, STATIC_BYTES, CpuLayout, cpu_layout, preprocess_ms
+from exporters.cpu_layout import FAST_MS, STATIC_BYTES, CpuLayout, cpu_layout, network_ms_of, preprocess_ms_of
+from exporters.network_work import NetworkWork, network_work
 from exporters.triton_config import CPU_DYNAMIC_BATCH
 from slides.spec import ModelSpec
+from training import network
 
 SMALL_BYTES = 45_000_000
 
@@ -44,7 +48,7 @@ def test_a_slow_network_keeps_a_lone_executions_threads_and_a_fast_one_does_not(
 
 
 @pytest.mark.parametrize("network_ms", [None, 1.4, 18.0, 36.0])
-def test_a_networks_bytes_decide_whether_its_batches_are_static_and_not_a_busy_machine(
+def test_a_networks_bytes_decide_whether_its_batches_are_static(
     network_ms: float | None,
 ) -> None:
     parameters = {"static_batches": "YES"}
@@ -65,14 +69,44 @@ def test_preprocessing_gets_the_instances_that_it_keeps_busy() -> None:
     assert cpu_layout(2, 18.0, 1.2, SMALL_BYTES).preprocess_instances == 1
     assert cpu_layout(8, 18.0, 1.2, SMALL_BYTES).preprocess_instances == 1
     assert cpu_layout(32, 18.0, 1.2, SMALL_BYTES).preprocess_instances == 2
-    assert cpu_layout(16, 1.4, 1.2, SMALL_BYTES).preprocess_instances == 6
+    assert cpu_layout(16, 1.4, 1.2, SMALL_BYTES).preprocess_instances == 7
     assert cpu_layout(16, 1.4, 12.0, SMALL_BYTES).preprocess_instances > 12
     assert cpu_layout(16, None, 1.2, SMALL_BYTES).preprocess_instances == 16
 
 
-def test_a_larger_tile_takes_longer_to_decode() -> None:
-    def spec(side_px: int) -> ModelSpec:
-        return ModelSpec(class_names=("CE", "LAA"), tile_size_px=side_px, um_per_px=0.5, input_size_px=64,
-                         tiles_per_slide=4, min_tissue_share=0.5)  # fmt: skip
+def spec_of(side_px: int, input_size_px: int = 224) -> ModelSpec:
+    return ModelSpec(class_names=("CE", "LAA"), tile_size_px=side_px, um_per_px=0.5, input_size_px=input_size_px,
+                     tiles_per_slide=4, min_tissue_share=0.5)  # fmt: skip
 
-    assert 0 < preprocess_ms(spec(64)) < preprocess_ms(spec(1024))
+
+def test_a_larger_tile_takes_longer_to_decode() -> None:
+    assert preprocess_ms_of(spec_of(1024)) == 4 * preprocess_ms_of(spec_of(512))
+
+
+def test_work_is_counted() -> None:
+    backbone = nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2)
+    )
+    assert network_work(backbone, 8) == NetworkWork(5 * 3 * 3 * 3 * 8 * 8 + 5 * 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "precision", "instances", "gathered", "alone", "gives_way"),
+    [
+        ("resnet18", "fp32", 2, CPU_DYNAMIC_BATCH, True, False),
+        ("resnet18", "int8", 2, 4, False, True),
+        ("mobilenet_v3_small", "int8", 1, 4, False, True),
+        ("efficientnet_lite0", "fp32", 2, 4, False, True),
+    ],
+)
+def test_known_networks_on_two_cores(
+    architecture: str, precision: str, instances: int, gathered: int, alone: bool, gives_way: bool
+) -> None:
+    """As measured to be best, docs/performance.md; nothing is measured here, so it cannot be otherwise another time."""
+    torch.manual_seed(0)
+    spec = spec_of(512)
+    work = network_work(network.build(architecture, spec).backbone.eval(), spec.input_size_px)
+    layout = cpu_layout(2, network_ms_of(work, precision), preprocess_ms_of(spec), SMALL_BYTES)
+    assert layout == CpuLayout(
+        instances, gathered, alone=alone, static=True, gives_way=gives_way, preprocess_instances=1
+    )
