@@ -20,15 +20,25 @@ unexport PYTHONHOME
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
-install: .venv/.installed .venv/.native .triton/installed.json ## set up .venv (training, clients) and .triton (the embedded tritonserver)
-	@echo "installed: .venv ($$($(PY) --version)), .triton (tritonserver)"
+install: .venv/.installed ## set up .venv (training, clients) and .triton (the embedded tritonserver)
+	@$(MAKE) --silent --jobs 2 .venv/.native .triton/installed.json
+	echo "installed: .venv ($$($(PY) --version)), .triton (tritonserver)"
 
-# --no-compile: Python compiles a module when it is first imported; compiling all of them would take a minute or two.
+# --no-compile: Python compiles a module when it is first imported; compiling all of them would take a minute or two. PyTorch is
+# imported here, because stubs of tritonserver, which import it too, write no bytecode.
+# uv installs in seconds what takes pip a minute or two. It knows PyPI alone: where pip is told another index, or uv fails, pip does it.
 .venv/.installed: pyproject.toml constraints.txt
 	@echo "installing Clotline and the versions of constraints.txt into .venv (PyTorch is large: this takes minutes)"
 	test -x .venv/bin/python || "$(PYTHON)" -m venv .venv
-	$(PY) -m pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt torch torchvision
-	$(PY) -m pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	pip=($(PY) -m pip --disable-pip-version-check --quiet)
+	what=(--no-compile --constraint constraints.txt)
+	"$${pip[@]}" install "$${what[@]}" torch torchvision
+	if $(PY) -m pip config list 2>/dev/null | grep '\.index-url=' >/dev/null || ! "$${pip[@]}" install "$${what[@]}" uv ||
+	  ! .venv/bin/uv pip install --quiet --system-certs --cache-dir .venv/.uv --python $(PY) --constraint constraints.txt --editable '.[dev]'; then
+	  "$${pip[@]}" install "$${what[@]}" --editable '.[dev]'
+	fi
+	rm -rf .venv/.uv
+	$(PY) -c 'import torch'
 	touch $@
 
 # Without them tiles are decoded by libjpeg-turbo: the same pixels, a third slower; bad JSON is answered 500, not 400, and tritonserver keeps the memory of large requests.
@@ -50,7 +60,7 @@ lint: install ## ruff (lint, format), mypy, bandit
 	@echo "lint: ruff, mypy, bandit"
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy slides training exporters serving clients perf deploy demo
+	$(PY) -m mypy --num-workers 2 slides training exporters serving clients perf deploy demo
 	$(PY) -m bandit --quiet --severity-level medium --recursive slides training exporters serving clients perf deploy demo --configfile pyproject.toml
 
 pytest: install ## the tests alone, several files at a time (ARGS="-k serving" to choose, ARGS="-n 0" one by one)
