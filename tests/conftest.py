@@ -74,19 +74,16 @@ class ServedRepository:
     repository: Path
 
 
-def serve(checkpoint: Path, repository: Path) -> Iterator[ServedRepository]:
-    """Export the checkpoint as ONNX and TorchScript into the repository and serve it until the generator is closed."""
-    exported = run_module(
-        "exporters",
-        "export",
-        checkpoint,
-        "--repository",
-        repository,
-        "--formats",
-        "onnx,torchscript",
-        "--without-server",
-    )
-    assert exported.returncode == 0, exported.stderr
+def export(checkpoint: Path, *arguments: str | Path) -> None:
+    """`python -m exporters export` without a server, in this process: a new one would import PyTorch for seconds."""
+    from exporters.__main__ import main
+
+    assert main(["export", str(checkpoint), *map(str, arguments), "--without-server"]) == 0
+
+
+def serve(checkpoint: Path, repository: Path, formats: str = "onnx") -> Iterator[ServedRepository]:
+    """Export the checkpoint into the repository and serve it until the generator is closed."""
+    export(checkpoint, "--repository", repository, "--formats", formats)
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     launcher = subprocess.Popen(
         [sys.executable, "-m", "serving", "up", "--repository", str(repository), *ports],
@@ -106,7 +103,7 @@ def serve(checkpoint: Path, repository: Path) -> Iterator[ServedRepository]:
 
 @pytest.fixture(scope="session")
 def untrained_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real checkpoint of an untrained ResNet-18 for 256 px tiles at 0.5 um/px."""
+    """A real checkpoint of an untrained SqueezeNet for 256 px tiles at 0.5 um/px."""
     import torch
 
     from slides.decode import decode_tile, encode_tile
@@ -122,7 +119,10 @@ def untrained_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         min_tissue_share=0.5,
     )
     torch.manual_seed(5)
-    model = network.build("resnet18", spec).eval()
+    model = network.build("squeezenet1_1", spec).eval()
+    for parameter in model.parameters():  # otherwise it answers the same to everything
+        if parameter.ndim == 4:
+            torch.nn.init.kaiming_normal_(parameter)
     rng = np.random.default_rng(5)
     golden = []
     for number in range(16):
@@ -143,7 +143,7 @@ def untrained_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tmp_path_factory.mktemp("untrained") / "checkpoint",
         model,
         spec,
-        architecture="resnet18",
+        architecture="squeezenet1_1",
         metrics={"tile_accuracy": 0.5},
         data={"fingerprint": "0" * 64, "slides": 16, "patients": 16, "held_out_patients": []},
         golden_tiles=golden,

@@ -1,4 +1,4 @@
-"""python -m exporters.benchmarks drift [--patients 90] [--window-s 30]
+"""python -m exporters.benchmarks drift [--patients 90] [--window-s 30] [--tiles-a-second 60]
 
 Does drift show, and only drift? Made-up slides are divided by patient into three: one third trains a small network, one is
 held out and becomes the release's reference profile, one is what a hospital sends. The release is served by a real
@@ -44,7 +44,6 @@ from slides.spec import ModelSpec
 RULES = Path(__file__).resolve().parents[2] / "docker" / "prometheus" / "rules" / "drift.yml"
 PROGRAM = "prometheus"
 TILES_A_SLIDE = 2
-TILES_A_SECOND = 60.0
 SETTLE_S = 4.0
 PATIENCE = 3
 FIRING = 'ALERTS{alertname="DriftDetected",alertstate="firing",window="1h"}'
@@ -63,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--window-s", type=int, default=30, metavar="S", help="both windows of the rules, 8 or more"
     )
+    parser.add_argument("--tiles-a-second", type=float, default=60.0, metavar="N", help="sent, 10 or more")
     parser.add_argument("--epochs", type=int, default=4, metavar="N", help="of the training")
 
 
@@ -75,8 +75,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """
     if shutil.which(PROGRAM) is None:
         raise UnavailableError("Prometheus is not installed: apt-get install prometheus.")
-    if options.patients < 36 or options.window_s < 8 or options.epochs < 1:
-        raise UnavailableError("--patients must be 36 or more, --window-s 8 or more, --epochs 1 or more.")
+    least = {"patients": 36, "window_s": 8, "tiles_a_second": 10, "epochs": 1}
+    if any(not getattr(options, name) >= bound for name, bound in least.items()):  # nan is no rate either
+        said = ", ".join(f"--{name.replace('_', '-')} {bound} or more" for name, bound in least.items())
+        raise UnavailableError(f"What can be measured: {said}.")
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="clotline-drift-") as scratch_name:
         scratch = Path(scratch_name)
@@ -94,7 +96,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             _timed("serving", seconds),
         ):
             found = {
-                kind: _sent(kind, [change(tile) for tile in tiles], server, prometheus, options.window_s)
+                kind: _sent(kind, [change(tile) for tile in tiles], server, prometheus, options)
                 for kind, change in CHANGES.items()
             }
     passed = (
@@ -293,7 +295,7 @@ def _answers(url: str) -> bool:
 
 
 def _sent(
-    kind: str, tiles: Sequence[Tile], server: ProvingServer, prometheus: str, window_s: int
+    kind: str, tiles: Sequence[Tile], server: ProvingServer, prometheus: str, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Send tiles in a random order until the window holds nothing else; returns what Prometheus makes of it.
 
@@ -305,6 +307,7 @@ def _sent(
         generator.permutation(len(encoded)).tolist() for _ in itertools.count()
     )
     began_s = time.monotonic()
+    window_s = options.window_s
     span_s, longest_s = window_s + SETTLE_S, (1 + PATIENCE) * window_s + SETTLE_S
     with tqdm(
         total=span_s, desc=kind, bar_format="{desc} {bar} [{elapsed}]", leave=False, mininterval=1
@@ -312,7 +315,7 @@ def _sent(
         for count, place in enumerate(places, 1):
             tile = np.array([[encoded[place]]], np.object_)
             server.ask("grpc", CLASSIFIER_MODEL, {"tile": tile}, OUTPUTS)
-            time.sleep(max(0.0, began_s + count / TILES_A_SECOND - time.monotonic()))
+            time.sleep(max(0.0, began_s + count / options.tiles_a_second - time.monotonic()))
             passed_s = time.monotonic() - began_s
             bar.update(min(passed_s, bar.total) - bar.n)
             if passed_s < span_s:

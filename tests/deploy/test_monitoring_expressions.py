@@ -26,7 +26,7 @@ from deploy.dashboards import RELEASE_MARK, dashboards, with_variables
 from deploy.preview import Span, preview
 from deploy.preview_prometheus import Prometheus, Series
 from serving.embedded import triton_home
-from tests.conftest import run_module
+from tests.conftest import export
 from tests.deploy.gateway_stack import INFER, needs_nginx
 from tests.deploy.monitoring_stack import (
     DOCKER,
@@ -55,17 +55,7 @@ def live(untrained_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     """Everything, under load, with a stub that was killed."""
     directory = tmp_path_factory.mktemp("watched")
     release = directory / "release"
-    exported = run_module(
-        "exporters",
-        "export",
-        untrained_checkpoint,
-        "--release",
-        release,
-        "--formats",
-        "onnx",
-        "--without-server",
-    )
-    assert exported.returncode == 0, exported.stderr
+    export(untrained_checkpoint, "--release", release, "--formats", "onnx")
     serve = ["--live", str(directory / "live"), "--release", str(release), *_cache()]
     with watched(directory, serve, alertmanager=True) as found:
         tiles = [path.read_bytes() for path in sorted((release / "golden").glob("*.jpg"))]

@@ -16,7 +16,7 @@ COMMAND = (sys.executable, "-m", "exporters.benchmarks", "drift")
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
 def test_alerts_are_quiet_on_the_same_and_fire_on_other_stain_and_blur() -> None:
-    smallest = ("--patients", "36", "--window-s", "12", "--epochs", "1")
+    smallest = ("--patients", "36", "--window-s", "8", "--tiles-a-second", "30", "--epochs", "1")
     done = subprocess.run(
         [*COMMAND, *smallest], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
@@ -36,9 +36,10 @@ def test_alerts_are_quiet_on_the_same_and_fire_on_other_stain_and_blur() -> None
     assert done.returncode == 0
 
 
-def test_what_cannot_be_measured_is_said_in_a_line() -> None:
+@pytest.mark.parametrize("wrong", [("--patients", "3"), ("--tiles-a-second", "nan")])
+def test_what_cannot_be_measured_is_said_in_a_line(wrong: tuple[str, str]) -> None:
     done = subprocess.run(
-        [*COMMAND, "--patients", "3"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [*COMMAND, *wrong], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 2
     assert done.stdout == ""
