@@ -118,7 +118,7 @@ def untrained_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiles_per_slide=12,
         min_tissue_share=0.5,
     )
-    torch.manual_seed(5)
+    torch.manual_seed(7)
     model = network.build("squeezenet1_1", spec).eval()
     for parameter in model.parameters():  # otherwise it answers the same to everything
         if parameter.ndim == 4:

@@ -20,6 +20,9 @@ from tests.deploy.local_stack import Machine, Up, needs_all_programs, new_machin
 
 pytestmark = needs_all_programs
 
+PAUSE_S = 0.02
+"""Between two requests of a client: without it they would leave nothing of the machine to the candidate's start."""
+
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
@@ -63,7 +66,7 @@ def under_load(stack: Up) -> Iterator[list[str]]:
     def work(scheme: str) -> None:
         url = stack.said["url"].replace("https", scheme)
         with SlideClient(url, api_key=stack.key, ca=stack.said["ca"], retries=1) as client:
-            while not stop.is_set():
+            while not stop.wait(PAUSE_S):
                 try:
                     client.classify(tiles(64)[:2])
                     versions.add(client.card.version)
