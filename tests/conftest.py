@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +102,15 @@ def serve(checkpoint: Path, repository: Path, formats: str = "onnx") -> Iterator
         launcher.wait(40)
 
 
+def draw_weights(model: Any) -> None:
+    """Convolutions from torch's generator: an untrained SqueezeNet answers the same to everything otherwise."""
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            torch.nn.init.kaiming_normal_(parameter)
+
+
 @pytest.fixture(scope="session")
 def untrained_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real checkpoint of an untrained SqueezeNet for 256 px tiles at 0.5 um/px."""
@@ -120,9 +130,7 @@ def untrained_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.manual_seed(7)
     model = network.build("squeezenet1_1", spec).eval()
-    for parameter in model.parameters():  # otherwise it answers the same to everything
-        if parameter.ndim == 4:
-            torch.nn.init.kaiming_normal_(parameter)
+    draw_weights(model)
     rng = np.random.default_rng(5)
     golden = []
     for number in range(16):

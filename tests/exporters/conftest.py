@@ -14,6 +14,7 @@ from exporters.formats.interface import Network
 from exporters.release import export_release
 from slides.decode import encode_tile
 from slides.spec import ModelSpec
+from tests.conftest import draw_weights
 from training import checkpoint, network
 
 torch.set_num_threads(1)  # test processes share the cores
@@ -51,9 +52,7 @@ def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
             for number, blotch in enumerate(blotches)
         ]
         model = network.build("squeezenet1_1", spec).eval()
-        for parameter in model.parameters():  # an untrained squeezenet answers the same to everything
-            if parameter.ndim == 4:
-                torch.nn.init.kaiming_normal_(parameter)
+        draw_weights(model)
         return checkpoint.save(
             tmp_path_factory.mktemp("run") / "checkpoint",
             model,

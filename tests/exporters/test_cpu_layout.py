@@ -74,8 +74,8 @@ def test_preprocessing_gets_the_instances_that_it_keeps_busy() -> None:
     assert cpu_layout(16, None, 1.2, SMALL_BYTES).preprocess_instances == 16
 
 
-def spec_of(side_px: int, input_size_px: int = 224) -> ModelSpec:
-    return ModelSpec(class_names=("CE", "LAA"), tile_size_px=side_px, um_per_px=0.5, input_size_px=input_size_px,
+def spec_of(side_px: int) -> ModelSpec:
+    return ModelSpec(class_names=("CE", "LAA"), tile_size_px=side_px, um_per_px=0.5, input_size_px=224,
                      tiles_per_slide=4, min_tissue_share=0.5)  # fmt: skip
 
 
