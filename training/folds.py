@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedGroupKFold
 
 from slides.labels import SlideRecord
 from training.errors import DataError, FoldsError
@@ -151,6 +150,8 @@ def deal_rows(
 
     The deal depends on the order of the rows. Each class must have at least `folds` rows.
     """
+    from sklearn.model_selection import StratifiedGroupKFold  # it takes seconds to import, and few need it
+
     splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     fold_N = np.empty(len(labels_N), dtype=np.intp)
     for fold, (_, rows) in enumerate(splitter.split(labels_N, labels_N, patients_N)):

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from slides.aggregate import mean_probabilities, slides_to_patients
 from slides.labels import SlideRecord
@@ -71,6 +70,8 @@ def roc_auc(
 def _area_within_folds(
     positive_N: NDArray[np.bool_], value_N: NDArray[np.float64], fold_N: NDArray[np.integer]
 ) -> float:
+    from sklearn.metrics import roc_auc_score  # it takes seconds to import, and few need it
+
     ordered = pairs = 0.0
     for fold in np.unique(fold_N):
         inside = fold_N == fold
@@ -90,6 +91,8 @@ def pr_auc(labels_N: Sequence[int], probabilities_NK: NDArray[np.float64]) -> fl
     Returns:
         0..1, or NaN where fewer than two classes occur. A guess has the share of the class, not 0.5.
     """
+    from sklearn.metrics import average_precision_score  # as above
+
     labels = np.asarray(labels_N)
     classes = ranked_classes(labels, probabilities_NK.shape[1])
     values = [average_precision_score(labels == k, probabilities_NK[:, k]) for k in classes]

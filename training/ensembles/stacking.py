@@ -29,7 +29,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
-from sklearn.linear_model import LogisticRegression
 
 from training.calibration import log_probabilities
 
@@ -135,6 +134,8 @@ def fit_regression(
     labels_N: NDArray[np.intp], probabilities_MNK: NDArray[np.float64], patients_N: NDArray[np.str_]
 ) -> MetaLearner:
     """L2-penalised multinomial logistic regression; members are scaled to unit spread before they are penalised."""
+    from sklearn.linear_model import LogisticRegression  # it takes seconds to import, and few need it
+
     members, _, classes = probabilities_MNK.shape
     x_NF = features(probabilities_MNK)
     scale_F = _spread(x_NF, members)
