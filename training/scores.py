@@ -91,7 +91,7 @@ def pr_auc(labels_N: Sequence[int], probabilities_NK: NDArray[np.float64]) -> fl
     Returns:
         0..1, or NaN where fewer than two classes occur. A guess has the share of the class, not 0.5.
     """
-    from sklearn.metrics import average_precision_score  # as above
+    from sklearn.metrics import average_precision_score  # it takes seconds to import, and few need it
 
     labels = np.asarray(labels_N)
     classes = ranked_classes(labels, probabilities_NK.shape[1])
