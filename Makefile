@@ -64,7 +64,7 @@ lint: install ## ruff (lint, format), mypy, bandit
 	$(PY) -m bandit --quiet --severity-level medium --recursive slides training exporters serving clients perf deploy demo --configfile pyproject.toml
 
 pytest: install ## the tests alone, several files at a time (ARGS="-k serving" to choose, ARGS="-n 0" one by one)
-	@PATH="$$PWD/.venv/bin:$$PATH" $(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@PATH="$$PWD/.venv/bin:$$PATH" $(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 format: install ## rewrite the code with ruff
 	@$(PY) -m ruff check --fix .

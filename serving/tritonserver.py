@@ -163,6 +163,8 @@ def environment(server: TritonServer, instance_id: str, proof_report: Path) -> d
         env["LD_LIBRARY_PATH"] = ":".join([*libraries, *filter(None, [env.get("LD_LIBRARY_PATH")])])
         env["PATH"] = f"{server.embedded_home / 'python' / 'bin'}:{env.get('PATH', '')}"
         env["PYTHONNOUSERSITE"] = "1"
+        # Stubs multiply no matrices in NumPy: threads of OpenBLAS would only spin at their start, for half of its CPU time.
+        env.setdefault("OPENBLAS_NUM_THREADS", "1")
     if not is_off(native.SWITCH_VARIABLE):
         env.update(native.preloaded(env))
     # For stubs of other versions; that of 2.51 does not heed it (see embedded.py).

@@ -17,9 +17,6 @@ import pytest
 
 from training.benchmarks.blood_cells import BCCD_DIR, make_bccd_tiles
 
-# Read when torch is loaded: threads of torch that wait by spinning cost a factor of ten where others want a core too.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 # A shell that starts `make test` in the background has it ignore Ctrl-C, and with it all that the tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
 
 BINS = 15
 SMALLEST_PROBABILITY = 1e-6
@@ -82,6 +80,8 @@ def apply_temperature(probabilities_NK: ArrayLike, temperature: float) -> NDArra
         probabilities_NK: [..., K], clipped from below to SMALLEST_PROBABILITY.
         temperature: T > 0.
     """
+    from scipy.special import softmax  # half a second with scipy.optimize, and few who start need it
+
     return softmax(log_probabilities(probabilities_NK) / temperature, axis=-1)
 
 
@@ -97,6 +97,9 @@ def fit_temperature(
     Returns:
         T within e^-3 .. e^3; 1.0 where the rows say nothing about it (all of them uniform).
     """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
     labels = np.asarray(labels_N)
     logits_NK = log_probabilities(probabilities_NK)
     weights = np.ones(labels.size) if weights_N is None else np.asarray(weights_N, dtype=np.float64)

@@ -51,3 +51,14 @@ def test_tunables_of_the_user_are_kept(
 ) -> None:
     monkeypatch.setenv("GLIBC_TUNABLES", told)
     assert environment(SERVER, "1-a", tmp_path / "proof.json")["GLIBC_TUNABLES"] == kept
+
+
+def test_a_stub_that_loads_numpy_starts_no_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    server = TritonServer(Path("/bin/false"), tmp_path, tmp_path)
+    code = "import numpy, os; print(len(os.listdir('/proc/self/task')))"
+    env = environment(server, "1-a", tmp_path / "proof.json")
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 1
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    assert environment(server, "1-a", tmp_path / "proof.json")["OPENBLAS_NUM_THREADS"] == "3"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from training import bootstrap
 from training.ensembles import combination, conformal
@@ -43,6 +44,8 @@ class Assessment:
         return self.thresholds_P[np.unique(members.patients_N, return_inverse=True)[1]]
 
 
+# Hundreds of small regressions: a second thread of OpenBLAS gains nothing, and spins while others want its core.
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def assess(members: Members, plan: Plan, fold_N: NDArray[np.intp] | None, alpha: float | None) -> Assessment:
     """Fit on all rows, and answer every row by a fit without its fold.
 
