@@ -13,6 +13,8 @@ MLFLOW_PORT ?= 5000
 PY := .venv/bin/python
 unexport PYTHONPATH
 unexport PYTHONHOME
+# What zig makes of the system's libraries, once for all that it compiles.
+export ZIG_GLOBAL_CACHE_DIR ?= $(CURDIR)/.venv/.zig
 
 .PHONY: help install demo test lint pytest format bench dashboards preview mlflow-ui up down status clean \
   deploy-local deploy-docker shutdown logs

@@ -24,6 +24,8 @@ def compile_library(
 ) -> None:
     """Compile C files into the shared library `path`, which appears whole, and only if it was accepted.
 
+    The system's libraries, which zig makes first, are kept where ZIG_GLOBAL_CACHE_DIR says, if it does.
+
     Args:
         sources: the C files.
         path: of the library.
@@ -37,8 +39,8 @@ def compile_library(
     command = [sys.executable, "-m", "ziglang", "cc", *OPTIONS, *options, "-o", str(made), *map(str, sources)]
     try:
         with tempfile.TemporaryDirectory(prefix="clotline-native-") as directory:
-            cache = {f"ZIG_{which}_CACHE_DIR": directory for which in ("GLOBAL", "LOCAL")}
-            done = subprocess.run(command, env={**os.environ, **cache}, capture_output=True, text=True)
+            environment = {"ZIG_GLOBAL_CACHE_DIR": directory, **os.environ, "ZIG_LOCAL_CACHE_DIR": directory}
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             hint = "the compiler's last words are above"
             hint = "pip install ziglang" if "No module named" in done.stderr else hint
