@@ -90,7 +90,7 @@ MEASUREMENTS = (
         "twice the load that fits: refused at once, accepted in time, then full throughput again",
         "deploy.benchmarks overload",
         _repository,
-        ("--seconds", "3", "--calm-s", "2"),
+        ("--seconds", "3", "--calm-s", "2", "--rounds", "1"),
         ("refused", "failed", "refusal_max_ms", "p95_ratio", "recovery"),
     ),
     Measurement(

@@ -1,10 +1,11 @@
 """python -m deploy.benchmarks overload --repository runs/perf/resnet18
 
-Twice the load that fits, through the gateway, in an open loop (Poisson). In turn: the throughput of a closed loop, 80 % of it,
-200 % for --seconds, and the closed loop again, right after. Clients do not come back after a refusal.
+Twice the load that fits, through the gateway, in an open loop (Poisson). In turn, --rounds times: the throughput of a closed
+loop, 80 % of it, 200 % for --seconds, and the closed loop again, right after. Clients do not come back after a refusal.
 
-Bars: every refusal within 100 ms of its sending; p95 of the accepted requests <= 2 x that at 80 % load; within 5 s of the storm's
-end the throughput of before (>= 0.95 of it). Exit code 1 if one is missed.
+Bars: every refusal within 100 ms of its sending; p95 of the accepted requests <= 2 x that at 80 % load; from 2 to 7 s after the
+storm's end full throughput (the median of the rounds >= 0.95). What is full moves on a shared machine by more than that from one
+minute to the next: it is the mean of the closed loops before and after the round. Exit code 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from perf.machine import machine
 REFUSAL_BAR_MS = 100.0
 P95_BAR = 2.0
 RECOVERY_BAR = 0.95
-RECOVERY_S = 5.0
+SETTLE_S, FULL_S = 2.0, 5.0
 _REFUSED = 503
 
 
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calm-s", type=float, default=20.0, metavar="S", help="at 80 %% (default %(default)s)"
     )
     parser.add_argument("--factor", type=float, default=2.0, help="of the storm (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="(default %(default)s)")
     parser.add_argument(
         "--concurrency", type=int, default=8, metavar="N", help="of the closed loop (default %(default)s)"
     )
@@ -44,29 +47,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """`overload`; raises DeployError."""
-    if options.seconds < 1 or options.calm_s < 1 or not 1 < options.factor <= 10 or options.concurrency < 1:
+    if options.seconds < 1 or options.calm_s < 1 or not 1 < options.factor <= 10:
         raise UsageError("--seconds and --calm-s must be 1 or more, --factor above 1 and at most 10.")
+    if options.concurrency < 1 or options.rounds < 1:
+        raise UsageError("--concurrency and --rounds must be 1 or more.")
+    calm: list[Outcome] = []
+    storm: list[Outcome] = []
+    reached = 0.0
     with guarded(options) as both:
         target = both.guarded
         requests = target.requests(options.model, tiles_of(options))
-        full, _ = closed_loop(target, requests, options.concurrency, RECOVERY_S, warm_up_s=2.0)
-        print(f"full: {full.requests_per_s:.1f} requests/s", file=sys.stderr)
-        calm = open_loop(target, requests, 0.8 * full.requests_per_s, options.calm_s)
-        before = executions(both.server)
-        storm = open_loop(
-            target, requests, options.factor * full.requests_per_s, options.seconds, connections=96
-        )
-        reached = executions(both.server) - before
-        after, _ = closed_loop(
-            target, requests, options.concurrency, 0.6 * RECOVERY_S, warm_up_s=0.4 * RECOVERY_S
-        )
-    return judged(calm, storm, after.requests_per_s / full.requests_per_s) | {
-        "full_per_s": round(full.requests_per_s, 2),
-        "after_per_s": round(after.requests_per_s, 2),
+
+        def throughput() -> float:
+            figures, _ = closed_loop(target, requests, options.concurrency, FULL_S, warm_up_s=SETTLE_S)
+            return figures.requests_per_s
+
+        full, after = [throughput()], []
+        for number in range(options.rounds):
+            print(f"round {number + 1}: full {full[-1]:.1f} requests/s", file=sys.stderr)
+            calm += open_loop(target, requests, 0.8 * full[-1], options.calm_s, seed=2 * number)
+            before, rate = executions(both.server), options.factor * full[-1]
+            storm += open_loop(target, requests, rate, options.seconds, connections=96, seed=2 * number + 1)
+            reached += executions(both.server) - before
+            after.append(throughput())
+            full.append(throughput())
+    return judged(calm, storm, recovered(full, after)) | {
+        "full_per_s": [round(each, 2) for each in full],
+        "after_per_s": [round(each, 2) for each in after],
         "executions": round(reached),
         "places": int(both.settings.variables()["CLOTLINE_IN_FLIGHT"]),
         "machine": machine(),
     }
+
+
+def recovered(full: Sequence[float], after: Sequence[float]) -> float:
+    """Median over the rounds of the throughput after a storm, as a share of what is full around it.
+
+    Args:
+        full: requests/s before each round, and after the last one.
+        after: requests/s right after each round's storm.
+    """
+    shares = [2 * each / (before + later) for each, before, later in zip(after, full, full[1:], strict=False)]
+    return statistics.median(shares)
 
 
 def judged(calm: list[Outcome], storm: list[Outcome], recovery: float) -> dict[str, Any]:

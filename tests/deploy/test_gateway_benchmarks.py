@@ -16,7 +16,7 @@ from deploy.benchmarks import canary
 from deploy.benchmarks.canary import Answered, Load
 from deploy.benchmarks.guarded import Target
 from deploy.benchmarks.load import Connection, Outcome, closed_loop, open_loop
-from deploy.benchmarks.overload import judged
+from deploy.benchmarks.overload import judged, recovered
 from deploy.errors import DeployError
 
 OK = Outcome(0, 200, 0.0, 0.0, 0.05, b"")
@@ -42,6 +42,14 @@ def test_overload_passes_only_if_every_bar_is_met() -> None:
     # A request that the load generator sent late is no slow refusal, but a slow answer it is.
     sent_late = dataclasses.replace(REFUSED, sent_s=0.2, latency_s=0.21)
     assert judged(calm, [*storm, sent_late], 1.0)["refusal_max_ms"] == 10
+
+
+def test_recovery_is_measured_against_what_is_full_around_it() -> None:
+    assert recovered([50, 60], [44]) == pytest.approx(0.8)
+    assert recovered([50, 40, 30], [45, 35]) == pytest.approx(1.0), (
+        "the machine became slower, not the server"
+    )
+    assert recovered([50, 50, 50, 50], [50, 40, 45]) == pytest.approx(0.9)
 
 
 def canary_load(**changed: Any) -> Load:
