@@ -49,6 +49,7 @@ def test_recovery_is_measured_against_what_is_full_around_it() -> None:
     assert recovered([50, 40, 30], [45, 35]) == pytest.approx(1.0), (
         "the machine became slower, not the server"
     )
+    assert recovered([50, 50, 50, 50], [40, 40, 40]) == pytest.approx(0.8), "each server stays slow"
     assert recovered([50, 50, 50, 50], [50, 40, 45]) == pytest.approx(0.9)
 
 
